@@ -1,0 +1,60 @@
+"""Who a process is, beyond its pid: PID namespace, boot id, pid and start time together (DESIGN I9)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .segment_header import SegmentHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """This machine and PID namespace, as a segment header names them."""
+
+    name: str
+    boot_id: bytes
+    pid_namespace: int
+
+
+@lru_cache(maxsize=1)
+def this_host() -> Host:
+    """Return this host's identity; parts that the system hides are zero."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+            boot_id = bytes.fromhex(f.read().strip().replace("-", ""))
+    except (OSError, ValueError):
+        boot_id = bytes(16)
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0
+    return Host(socket.gethostname(), boot_id, namespace)
+
+
+def start_ticks(pid: int) -> tuple[int, str] | None:
+    """Return (start time in ticks since boot, state letter) of a process of this namespace, or None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19]), fields[0].decode()
+
+
+def is_alive(header: SegmentHeader) -> bool | None:
+    """Say whether a writer's process lives: True, False, or None when this host and namespace cannot know.
+
+    False needs proof: the pid is free, a zombie, or has another start time; or this host has booted since.
+    """
+    here = this_host()
+    if header.host != here.name[:64] or not any(here.boot_id):
+        return None
+    if header.boot_id != here.boot_id:
+        return False
+    if header.pid_namespace != here.pid_namespace:
+        return None
+    found = start_ticks(header.pid)
+    return found is not None and found[0] == header.start_ticks and found[1] not in "ZX"

@@ -1,0 +1,182 @@
+"""What a run's records add up to: one fold, used by the catalog, the server and the SDK's Client alike.
+
+The fold is commutative between writers (each scalar is a register stamped with (wall ns, writer, sequence); the largest stamp wins), so
+ranges may arrive in any order. Its state is plain JSON. It never raises for odd bodies: what it does not understand it leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .records import FINAL_STATUSES, STATUSES, Kind
+
+Stamp = list[Any]  # [wall ns, writer, sequence]
+_REGISTERS = ("name", "description", "folder", "visibility", "retention", "timeout", "system", "notification", "created")
+_BADNESS = {"completed": 0, "lost": 1, "terminated": 2, "failed": 3}
+_IMPLICIT = frozenset({"fork", "re-entrant"})
+FOLDED_KINDS = frozenset(
+    {Kind.RUN, Kind.ATTACH, Kind.METADATA, Kind.TAGS, Kind.STATUS, Kind.CONFIG, Kind.CLOSE, Kind.SURVIVOR}
+)
+
+
+def empty() -> dict[str, Any]:
+    """Return the state of a run of which nothing is known."""
+    return {"fields": {}, "metadata": {}, "config": {}, "tags": {"set": [[], [0, "", 0]], "added": {}}, "status": None, "writers": {}}
+
+
+def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int, body: Mapping[str, Any] | None) -> None:
+    """Fold one record into the state. Repeating a record changes nothing."""
+    if body is None or kind not in FOLDED_KINDS:
+        return
+    stamp: Stamp = [wall_ns, writer, seq]
+    if kind == Kind.RUN:
+        _open_writer(state, writer, wall_ns, "creator", None)
+        for name in _REGISTERS:
+            if name in body:
+                _set(state["fields"], name, body[name], stamp)
+        _merge(state["metadata"], body.get("metadata"), stamp)
+        _set_tags(state, body.get("tags") or [], stamp)
+        if body.get("status") in STATUSES:
+            _set_status(state, body["status"], body.get("reason"), stamp)
+    elif kind == Kind.ATTACH:
+        _open_writer(state, writer, wall_ns, str(body.get("reason") or "attach"), body.get("rank"))
+    elif kind == Kind.METADATA:
+        _merge(state["metadata"], body.get("set"), stamp)
+    elif kind == Kind.CONFIG:
+        _merge(state["config"], body.get("set"), stamp)
+        fields = body.get("fields")
+        if isinstance(fields, dict):
+            for name in _REGISTERS:
+                if name in fields:
+                    _set(state["fields"], name, fields[name], stamp)
+    elif kind == Kind.TAGS:
+        tags = body.get("tags")
+        if isinstance(tags, list):
+            if body.get("op") == "set":
+                _set_tags(state, tags, stamp)
+            else:
+                for tag in tags:
+                    _set(state["tags"]["added"], str(tag), True, stamp)
+    elif kind == Kind.STATUS:
+        if body.get("status") in STATUSES:
+            _set_status(state, body["status"], body.get("reason"), stamp)
+    elif kind == Kind.CLOSE:
+        entry = _open_writer(state, writer, wall_ns, "attach", None)
+        entry["closed"] = wall_ns
+        entry["status"] = body.get("status") if body.get("status") in FINAL_STATUSES else None
+        if body.get("drops"):
+            entry["drops"] = body["drops"]
+    elif kind == Kind.SURVIVOR:
+        dead = body.get("writer")
+        if isinstance(dead, str):
+            entry = state["writers"].setdefault(dead, {"opened": wall_ns, "as": "attach", "unseen": True})
+            known = entry.get("survivor")
+            if "closed" not in entry and (known is None or stamp < known):
+                entry["survivor"] = stamp
+                entry["status"] = body.get("status") if body.get("status") in FINAL_STATUSES else "lost"
+
+
+def _open_writer(state: dict[str, Any], writer: str, wall_ns: int, role: str, rank: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = state["writers"].setdefault(writer, {"opened": wall_ns, "as": role, "unseen": True})
+    if entry.pop("unseen", False) or wall_ns <= entry["opened"]:
+        entry["opened"], entry["as"] = wall_ns, role
+        if isinstance(rank, int):
+            entry["rank"] = rank
+    return entry
+
+
+def _set(registers: dict[str, Any], name: str, value: Any, stamp: Stamp) -> None:
+    known = registers.get(name)
+    if known is None or known[1] <= stamp:
+        registers[name] = [value, stamp]
+
+
+def _merge(registers: dict[str, Any], values: Any, stamp: Stamp) -> None:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _set(registers, key, value, stamp)
+
+
+def _set_tags(state: dict[str, Any], tags: list[Any], stamp: Stamp) -> None:
+    if state["tags"]["set"][1] <= stamp:
+        state["tags"]["set"] = [[str(t) for t in tags], stamp]
+
+
+def _set_status(state: dict[str, Any], status: str, reason: Any, stamp: Stamp) -> None:
+    known = state["status"]
+    if known is None or known[2] <= stamp:
+        state["status"] = [status, reason, stamp]
+
+
+def value(state: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Return a scalar of the run: name, description, folder, visibility, retention, timeout, system, notification, created."""
+    known = state["fields"].get(name)
+    return default if known is None or known[0] is None else known[0]
+
+
+def metadata(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run's metadata."""
+    return {k: v[0] for k, v in sorted(state["metadata"].items())}
+
+
+def config(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run's options, as the SDK's `config` stored them."""
+    return {k: v[0] for k, v in sorted(state["config"].items())}
+
+
+def tags(state: Mapping[str, Any]) -> list[str]:
+    """Return the run's tags: the last set, then what was added since, without duplicates."""
+    base, since = state["tags"]["set"]
+    added = sorted((v[1], t) for t, v in state["tags"]["added"].items() if v[1] > since)
+    return list(dict.fromkeys([*base, *(t for _, t in added)]))
+
+
+def _current_writers(state: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """Return when the current life of the run began (the last reconnect), and the writers that count in it."""
+    writers = list(state["writers"].values())
+    since = max((w["opened"] for w in writers if w["as"] == "reconnect"), default=0)
+    return since, [w for w in writers if w["opened"] >= since or not is_ended(w)]
+
+
+def is_ended(writer: Mapping[str, Any]) -> bool:
+    """Say whether a writer (an entry of `state["writers"]`) has closed or was found dead."""
+    return "closed" in writer or "survivor" in writer
+
+
+def ended(state: Mapping[str, Any]) -> bool:
+    """Say whether all of the run's writers have ended (and there was one)."""
+    return bool(state["writers"]) and all(is_ended(w) for w in state["writers"].values())
+
+
+def status(state: Mapping[str, Any]) -> str:
+    """Return the run's status.
+
+    A final status that was set explicitly counts; else, once all writers have ended, the worst of theirs (a forked or re-entrant
+    writer that vanished does not count); else created or running. A reconnect begins anew.
+    """
+    since, writers = _current_writers(state)
+    explicit = state["status"]
+    if explicit is not None and explicit[0] in FINAL_STATUSES and explicit[2][0] >= since:
+        return str(explicit[0])
+    if not writers or not all(is_ended(w) for w in writers):
+        fresh = explicit is not None and (explicit[2][0] >= since or explicit[0] not in FINAL_STATUSES)
+        return str(explicit[0]) if fresh and explicit[0] not in FINAL_STATUSES and since == 0 else "running"
+    found = [
+        w["status"]
+        for w in writers
+        if w.get("status") and not (w["as"] in _IMPLICIT and ("survivor" in w or w["status"] == "completed"))
+    ]
+    return max(found, key=lambda s: _BADNESS.get(s, 0), default="completed")
+
+
+def started(state: Mapping[str, Any]) -> int | None:
+    """Return when the first writer opened the run (wall ns)."""
+    return min((w["opened"] for w in state["writers"].values()), default=None)
+
+
+def finished(state: Mapping[str, Any]) -> int | None:
+    """Return when the last writer ended (wall ns), or None while one is open."""
+    if not ended(state):
+        return None
+    return max(w["closed"] if "closed" in w else w["survivor"][0] for w in state["writers"].values())

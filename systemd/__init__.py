@@ -1,0 +1,1 @@
+"""The agent's systemd units, as package data."""
