@@ -1,0 +1,125 @@
+"""The local API of a running agent: HTTP on a unix socket, for this user only (mode 0600 and the peer's credentials)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from simspool.spool import RunNotFound, atomic
+
+from .status import overview
+from .sync import Selection, SyncReport
+
+if TYPE_CHECKING:
+    from .app import Agent
+
+_UCRED = struct.Struct("3i")
+
+
+class LocalApi:
+    """`GET /status`, and `POST /sync` {"runs", "folder", "tags", "where", "timeout": s}.
+
+    A sync answers lines of JSON, its progress; the last one, with `final`, is the result.
+    """
+
+    def __init__(self, agent: Agent, folder: str | None) -> None:
+        self._agent = agent
+        self._folder = folder
+        self._runner: web.AppRunner | None = None
+        self.path: str | None = None
+
+    async def start(self) -> None:
+        """Listen; without a folder for sockets, there is no API, and commands read the catalog themselves."""
+        if self._folder is None:
+            return
+        app = web.Application(middlewares=[_same_user], client_max_size=8 << 20)
+        app.router.add_get("/status", self._status)
+        app.router.add_post("/sync", self._sync)
+        path = os.path.join(self._folder, "api")
+        atomic.remove(path)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        old = os.umask(0o177)
+        try:
+            await web.UnixSite(runner, path).start()
+        finally:
+            os.umask(old)
+        self._runner, self.path = runner, path
+
+    async def stop(self) -> None:
+        """Close the socket; syncs in progress are cut off, and done by the next one."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+            if self.path is not None:
+                atomic.remove(self.path)
+
+    async def _status(self, _: web.Request) -> web.Response:
+        agent = self._agent
+        body = await agent.work(overview, agent.catalog, agent.spool, agent.drain.server if agent.drain else "")
+        drain = agent.drain
+        body["agent"] = {
+            "pid": os.getpid(),
+            "since": agent.started,
+            "url": agent.config.url,
+            "drain": drain.state if drain else "no-target",
+            "problem": (drain.problem if drain else agent.target_problem) or agent.disk_problem,
+            "following": len(agent.ingest.active),
+            "problems": {**agent.ingest.problems, **(drain.delivered.problems if drain else {})},
+        }
+        return web.json_response(body)
+
+    async def _sync(self, request: web.Request) -> web.StreamResponse:
+        try:
+            body = await request.json()
+            selection, timeout = Selection.parse(body), body.get("timeout")
+            if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+                raise ValueError("timeout")
+        except (ValueError, AttributeError, TypeError):
+            raise web.HTTPUnprocessableEntity(text='{"detail": "a body {runs, folder, tags, where, timeout} is expected"}') from None
+        answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await answer.prepare(request)
+        lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        def progress(report: SyncReport) -> None:
+            if lines.qsize() < 4:  # a slow reader gets fewer lines, never a slower sync
+                lines.put_nowait(report.as_dict())
+
+        task = asyncio.create_task(self._agent.sync(selection, timeout=timeout, progress=progress))
+        try:
+            while not task.done():
+                getter = asyncio.ensure_future(lines.get())
+                await asyncio.wait([task, getter], return_when=asyncio.FIRST_COMPLETED)
+                if getter.done():
+                    await answer.write(json.dumps(getter.result()).encode() + b"\n")
+                else:
+                    getter.cancel()
+            try:
+                result = (await task).as_dict()
+            except RunNotFound as error:
+                result = {"error": str(error)}
+            await answer.write(json.dumps({**result, "final": True}).encode() + b"\n")
+        finally:
+            task.cancel()
+        await answer.write_eof()
+        return answer
+
+
+@web.middleware
+async def _same_user(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Refuse other users, whatever the socket's mode has become."""
+    found = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if found is None:
+        raise web.HTTPForbidden(text='{"detail": "unknown peer"}')
+    raw = found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid = _UCRED.unpack(raw)[1]
+    if uid not in {os.geteuid(), 0}:
+        raise web.HTTPForbidden(text='{"detail": "the agent belongs to another user"}')
+    answer: web.StreamResponse = await handler(request)
+    return answer

@@ -1,0 +1,70 @@
+"""Talking to a running agent over its local API: http.client on a unix socket, so that a status costs no big import."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from simspool.agent.config import host_file
+from simspool.spool import Spool, atomic
+from simspool.spool.process import start_ticks
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def api_path(spool: Spool) -> str | None:
+    """Return the socket of the agent that serves this spool on this host, None when there is none that lives."""
+    try:
+        body = atomic.read_json(host_file(spool))
+        path, pid, ticks = body["api"], body["pid"], body["start_ticks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found = start_ticks(pid) if isinstance(pid, int) else None
+    return path if isinstance(path, str) and found is not None and found[0] == ticks else None
+
+
+def agent_status(spool: Spool) -> dict[str, Any] | None:
+    """Return a running agent's status, or None when none answers."""
+    path = api_path(spool)
+    if path is None:
+        return None
+    connection = _Connection(path, 30.0)
+    try:
+        connection.request("GET", "/status")
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return body if answer.status == 200 and isinstance(body, dict) else None
+
+
+def agent_sync(path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Have a running agent sync; yield its progress, the result last (`final`). Raises ConnectionError when it goes away."""
+    connection = _Connection(path, None)
+    try:
+        connection.request("POST", "/sync", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise ConnectionError(f"the running agent says {answer.status}: {answer.read(2000).decode(errors='replace')}")
+        for line in answer:
+            yield json.loads(line)
+    except (http.client.HTTPException, ValueError) as error:
+        raise ConnectionError(f"the running agent went away: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            connection.close()

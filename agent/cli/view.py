@@ -1,0 +1,58 @@
+"""Looking at a spool's catalog from a command: brought up to date when no agent runs, as that agent keeps it otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from simspool.agent.catalog import Catalog
+from simspool.agent.catalog.store import catalog_path
+from simspool.agent.ingest import Ingest
+from simspool.agent.journal import Journal
+from simspool.spool import Locked, Spool
+from simspool.spool.lock import SpoolLock
+
+
+@contextlib.contextmanager
+def open_view(spool: Spool) -> Iterator[Catalog]:
+    """Give a catalog that has everything recorded up to now (beside a running agent: up to a second ago)."""
+    lock = SpoolLock(spool)
+    try:
+        lock.acquire()
+    except (Locked, PermissionError):
+        path = catalog_path(spool)
+        # an agent of this user on another machine, or of another state folder: nothing to read here but the spool itself
+        catalog = Catalog(path if os.path.exists(path) else None)
+        try:
+            if catalog.path is None:
+                _ingest(spool, catalog, bury=False)
+            yield catalog
+        finally:
+            catalog.close()
+        return
+    try:
+        catalog = Catalog(catalog_path(spool))
+        try:
+            journal = Journal(spool, catalog)
+            _ingest(spool, catalog, bury=True)
+            yield catalog
+            journal.close()
+        finally:
+            catalog.close()
+    finally:
+        lock.release()
+
+
+def _ingest(spool: Spool, catalog: Catalog, *, bury: bool) -> None:
+    ingest = Ingest(spool, catalog)
+    try:
+        for _ in range(3):
+            ingest.scan()
+            while ingest.read().more:
+                pass
+            ingest.read()  # a second look tells who is silent
+            if not bury or not ingest.bury():
+                return
+    finally:
+        ingest.close()

@@ -1,0 +1,54 @@
+"""What an agent is told: where the spool is, where it drains to, how long it keeps what is acknowledged."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from simspool.spool import Spool
+from simspool.spool.process import this_host
+
+DAY = 86400.0
+_SUN_PATH = 107  # bytes of a unix socket's path
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """One agent's settings. Times are seconds; `grace` is how long acknowledged data stays in the spool."""
+
+    spool: Spool
+    url: str | None = None
+    token: str | None = field(default=None, repr=False)
+    grace: float = 7 * DAY
+    scrub_every: float = DAY
+    retention_every: float = 3600.0
+    disk_floor: int = 512 << 20
+
+
+def runtime_folder(spool: Spool) -> str | None:
+    """Return a private folder for this spool's sockets, made 0700; None where none is short enough or safe.
+
+    $XDG_RUNTIME_DIR/simspool/<id>, else /tmp/simspool-<uid>/<id>.
+    """
+    bases = [os.path.join(os.environ["XDG_RUNTIME_DIR"], "simspool")] if os.environ.get("XDG_RUNTIME_DIR") else []
+    bases.append(f"/tmp/simspool-{os.geteuid()}")  # noqa: S108 - owner and mode are checked below
+    for base in bases:
+        folder = os.path.join(base, spool.id)
+        if len(os.fsencode(os.path.join(folder, "bell"))) > _SUN_PATH:
+            continue
+        try:
+            for part in (base, folder):
+                os.makedirs(part, 0o700, exist_ok=True)
+                info = os.lstat(part)
+                if info.st_uid != os.geteuid() or info.st_mode & 0o077 or os.path.islink(part):
+                    raise PermissionError(part)
+        except OSError:
+            continue
+        return folder
+    return None
+
+
+def host_file(spool: Spool) -> str:
+    """Return where this host's agent tells scripts and commands how to reach it."""
+    here = this_host()
+    return os.path.join(spool.agent, "hosts", f"{here.name}-{here.pid_namespace}.json")

@@ -1,0 +1,170 @@
+"""One request's worth of ranges: taken fairly from all writers with a backlog, settled by its verdicts.
+
+Confined to the agent's worker thread. The order within a writer never changes: a writer is in one request at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from simspool.agent.catalog import Catalog
+from simspool.agent.journal import Cursor, Journal
+from simspool.agent.targets.port import Limits, Range, Verdict
+from simspool.spool import Spool
+
+from .ranges import RangeCutter, Unreadable
+
+REQUEST_BYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class Batch:
+    """Ranges in flight together. `ranges` keeps each writer's order."""
+
+    ranges: list[Range]
+
+    @property
+    def writers(self) -> set[str]:
+        """Who is in it."""
+        return {r.writer for r in self.ranges}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes before compression."""
+        return sum(len(r.data) for r in self.ranges)
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What a drain has brought to its target since it began."""
+
+    records: int = 0
+    bytes: int = 0
+    ranges: int = 0
+    refused: int = 0
+    blobs: int = 0
+    blob_bytes: int = 0
+    known_blobs: int = 0
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+class Batches:
+    """Cuts and settles batches for one server. `runs` limits it to some runs; None is all."""
+
+    def __init__(
+        self, spool: Spool, catalog: Catalog, journal: Journal, server: str, limits: Limits, runs: Collection[str] | None = None
+    ) -> None:
+        self._catalog, self._journal, self.server, self._limits = catalog, journal, server, limits
+        self._cutter = RangeCutter(spool, catalog)
+        self._runs = None if runs is None else frozenset(runs)
+        self._busy: set[str] = set()
+        self._served: dict[str, int] = {}
+        self._turn = 0
+        self._waiting: dict[str, float] = {}
+        self.delivered = Delivered()
+
+    def _backlogged(self) -> list[tuple[str, str, int, int, int, int]]:
+        rows = self._catalog.rows(
+            'SELECT w.id, w.run, coalesce(c.mark, 0), coalesce(c.chain, 0), coalesce(c.segment, 0), coalesce(c."offset", 0) FROM writers w'
+            " LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?"
+            " WHERE w.sequence - 1 > coalesce(c.mark, 0) AND c.blocked IS NULL ORDER BY w.id",
+            (self.server,),
+        )
+        now = time.monotonic()
+        wanted = [
+            r for r in rows
+            if r[0] not in self._busy and (self._runs is None or r[1] in self._runs) and self._waiting.get(r[0], 0.0) <= now
+        ]  # fmt: skip
+        wanted.sort(key=lambda r: self._served.get(r[0], -1))
+        return wanted
+
+    def take(self) -> Batch | None:
+        """Cut the next request and journal its intent; None when there is no backlog (that is not in flight, or waiting)."""
+        backlogged = self._backlogged()
+        if not backlogged:
+            return None
+        budget = min(REQUEST_BYTES, self._limits.decoded // 2)
+        share = max(64 << 10, budget // len(backlogged))
+        ranges: list[Range] = []
+        used = 0
+        self._turn += 1
+        for writer, run, mark, chain, segment, offset in backlogged:
+            if used >= budget or len(ranges) + 9 > self._limits.ranges:
+                break
+            cursor = Cursor(writer, mark, chain, segment, offset) if mark else None
+            try:
+                made = self._cutter.cut(writer, run, cursor, share)
+            except Unreadable as error:
+                self._waiting[writer] = time.monotonic() + 10.0
+                self.delivered.problems[writer] = str(error)
+                continue
+            self.delivered.problems.pop(writer, None)
+            ranges += made
+            used += sum(len(r.data) for r in made)
+            self._served[writer] = self._turn
+        if not ranges:
+            return None
+        self._journal.intend(self.server, [(r.writer, r.first, r.last) for r in ranges])
+        batch = Batch(ranges)
+        self._busy |= batch.writers
+        return batch
+
+    def release(self, batch: Batch) -> None:
+        """A batch that brought no verdicts: its writers are free to be sent again, as they are or cut anew."""
+        self._busy -= batch.writers
+
+    def settle(self, batch: Batch, verdicts: list[Verdict]) -> None:
+        """Journal what was acknowledged, then move the cursors. Raises OSError when the journal cannot be written."""
+        cursors: dict[str, Cursor] = {}
+        refused: list[tuple[str, int, str]] = []
+        blocked: dict[str, str] = {}
+        rewinds: list[tuple[Range, Verdict]] = []
+        for sent, verdict in zip(batch.ranges, verdicts, strict=True):
+            if sent.writer in blocked:
+                continue
+            if verdict.kind == "permanent":
+                blocked[sent.writer] = verdict.reason
+            elif verdict.kind == "accepted":
+                cursor = self._cursor_after(sent, verdict)
+                if cursor is None:
+                    blocked[sent.writer] = "conflict: the server has other records of this writer than the spool (was a machine cloned?)"
+                    continue
+                cursors[sent.writer] = cursor
+                refused += [(sent.writer, seq, reason) for seq, reason in verdict.refused]
+                self.delivered.records += sent.last - sent.first + 1
+                self.delivered.bytes += len(sent.data)
+                self.delivered.ranges += 1
+            elif sent.writer not in cursors:
+                rewinds.append((sent, verdict))
+        if cursors or refused or blocked:
+            self._journal.receive(self.server, time.time(), list(cursors.values()), refused, blocked=list(blocked.items()))
+        for sent, verdict in rewinds:
+            self._rewind(sent, verdict)
+        self.delivered.refused += len(refused)
+        self.delivered.problems.update(blocked)
+        self._busy -= batch.writers
+
+    def _cursor_after(self, sent: Range, verdict: Verdict) -> Cursor | None:
+        """Return the position that an accepted verdict means; None when the chains differ."""
+        if verdict.mark == sent.last:
+            ok = verdict.chain == sent.chain_after
+            return Cursor(sent.writer, sent.last, sent.chain_after, sent.segment, sent.end) if ok else None
+        found = self._cutter.locate(sent.writer, sent.run, verdict.mark)
+        if found is None:
+            # it has more than we have ingested yet: what we sent is there, the rest is compared when we come to it
+            return Cursor(sent.writer, sent.last, sent.chain_after, sent.segment, sent.end)
+        return found if found.chain == verdict.chain else None
+
+    def _rewind(self, sent: Range, verdict: Verdict) -> None:
+        """The server has less than its receipts said (a restored backup): go back to its mark, if the records are still here."""
+        found = self._cutter.locate(sent.writer, sent.run, verdict.mark) if verdict.mark < sent.first else None
+        if found is None or (found.mark and found.chain != verdict.chain):
+            self._waiting[sent.writer] = time.monotonic() + 10.0
+            self.delivered.problems[sent.writer] = (
+                f"the server asks for records from {verdict.mark + 1} on, which the spool no longer has:"
+                " was it restored from an old backup?"
+            )
+            return
+        self._journal.rewind(self.server, found)

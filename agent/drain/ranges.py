@@ -1,0 +1,200 @@
+"""Cutting ranges: lazily, from the catalog's pieces, as large as the moment wants (DESIGN 2.8)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from simspool.agent.catalog import Catalog
+from simspool.agent.journal import Cursor
+from simspool.agent.targets.port import Range
+from simspool.spool import Spool, frames, ids, layout
+from simspool.spool.frames import Shape
+from simspool.spool.reader import read_header
+from simspool.spool.records import UNSEQUENCED_KINDS
+from simspool.spool.segment_header import SIZE as HEADER_SIZE
+from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
+
+_PIECES = 64
+_SELECT = 'SELECT "first", "last", segment, start, "end", chain, gaps, irregular FROM pieces'
+
+
+class Unreadable(Exception):
+    """Raised when a writer's bytes cannot be read again as they were ingested. The writer waits; the others go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    first: int
+    last: int
+    segment: int
+    start: int
+    end: int
+    chain: int
+    gaps: list[tuple[int, int, str]]
+    irregular: bool
+
+
+def _piece(row: tuple[Any, ...]) -> _Piece:
+    first, last, segment, start, end, chain, gaps, irregular = row
+    return _Piece(first, last, segment, start, end, chain, [(a, b, c) for a, b, c in json.loads(gaps or "[]")], bool(irregular))
+
+
+def walk(data: bytes, base: int, crc_seed: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (sequence, byte offset after, checksum) of the sequenced frames in `data`, which begins at offset `base` of its file."""
+    at = 0
+    while at + frames.MIN_FRAME <= len(data):
+        verdict, length = frames.check_frame(data, crc_seed, at)
+        if verdict != "valid":
+            return
+        kind, seq = data[at + 2], frames.HEAD.unpack_from(data, at)[4]
+        at += length
+        if kind not in UNSEQUENCED_KINDS:
+            yield seq, base + at, int.from_bytes(data[at - 4 : at], "little")
+
+
+class RangeCutter:
+    """Cuts ranges of one spool. Confined to the agent's worker thread."""
+
+    def __init__(self, spool: Spool, catalog: Catalog) -> None:
+        self._spool, self._catalog = spool, catalog
+
+    def cut(self, writer: str, run: str, cursor: Cursor | None, budget: int) -> list[Range]:
+        """Return the ranges that follow the cursor, in order, about `budget` bytes in all (at least one range).
+
+        What they hold is fdatasynced. Raises Unreadable when the bytes are gone, or differ from what was ingested.
+        """
+        mark = cursor.mark if cursor is not None else 0
+        pieces = self._pieces(writer, mark)
+        ranges: list[Range] = []
+        used = 0
+        while pieces and (used < budget or not ranges):
+            group, size = [pieces.pop(0)], 0
+            while pieces and pieces[0].segment == group[0].segment and used + size + pieces[0].end - pieces[0].start < budget:
+                size += pieces[0].end - pieces[0].start
+                group.append(pieces.pop(0))
+            after = pieces[0].chain if pieces else self._chain_after(writer, group[-1].last)
+            made = self._build(writer, run, group, cursor if not ranges else None, after)
+            ranges.append(made)
+            used += len(made.data)
+        return ranges
+
+    def _pieces(self, writer: str, mark: int) -> list[_Piece]:
+        rows = self._catalog.rows(f'{_SELECT} WHERE writer = ? AND "last" > ? ORDER BY "first" LIMIT ?', (writer, mark, _PIECES))
+        return [_piece(r) for r in rows]
+
+    def _chain_after(self, writer: str, last: int) -> int:
+        row = self._catalog.one('SELECT chain FROM pieces WHERE writer = ? AND "first" = ?', (writer, last + 1))
+        if row is None:
+            row = self._catalog.one("SELECT chain FROM writers WHERE id = ?", (writer,))
+        assert row is not None
+        return int(row[0])
+
+    def _open(self, writer: str, run: str, segment: int) -> tuple[int, bool]:
+        folder = os.path.join(self._spool.runs, run, "w", writer)
+        for suffix in ("seg", "open", "seg"):
+            try:
+                path = layout.segment_path(folder, segment, suffix)
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), suffix == "seg"
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise Unreadable(f"{path}: {error.strerror}") from None
+        raise Unreadable(f"segment {segment} of writer {writer} is gone from {folder}: restore it from a copy")
+
+    def _build(self, writer: str, run: str, group: list[_Piece], cursor: Cursor | None, after: int) -> Range:
+        first_piece, last_piece = group[0], group[-1]
+        fd, sealed = self._open(writer, run, first_piece.segment)
+        try:
+            header, static = self._header(fd, writer, run, first_piece.segment)
+            first, start, chain = first_piece.first, first_piece.start, first_piece.chain
+            if cursor is not None and cursor.mark >= first:
+                first = cursor.mark + 1
+                if cursor.segment == first_piece.segment and first_piece.start <= cursor.offset <= first_piece.end:
+                    start, chain = cursor.offset, cursor.chain
+                else:
+                    start, chain = self._walk_to(fd, header, first_piece, cursor.mark)
+            if not sealed:
+                os.fdatasync(fd)
+            parts = []
+            for piece in group:
+                begin = start if piece is first_piece else piece.start
+                data = os.pread(fd, piece.end - begin, begin)
+                if len(data) != piece.end - begin:
+                    raise Unreadable(f"segment {piece.segment} of writer {writer} is shorter than it was")
+                parts.append(_regular(data, piece, header.seed) if piece.irregular else data)
+        except OSError as error:
+            raise Unreadable(f"segment {first_piece.segment} of writer {writer}: {error.strerror}") from None
+        finally:
+            os.close(fd)
+        definitions = self._definitions(writer, first_piece.segment, header) if start > HEADER_SIZE else b""
+        gaps = [[max(a, first), b, reason] for piece in group for a, b, reason in piece.gaps if b >= first]
+        body = b"".join([definitions, *parts])
+        head = {
+            "run": run, "writer": writer, "segment": first_piece.segment, "first": first, "last": last_piece.last, "chain": chain,
+            "bytes": len(body), "gaps": gaps,
+        }  # fmt: skip
+        text = json.dumps(head, separators=(",", ":")).encode()
+        data = len(text).to_bytes(4, "little") + text + static + body
+        return Range(run, writer, first, last_piece.last, data, after, last_piece.segment, last_piece.end)
+
+    def _header(self, fd: int, writer: str, run: str, segment: int) -> tuple[SegmentHeader, bytes]:
+        header, good = read_header(fd, writer, ids.from_text(run), segment, None)
+        return header, os.pread(fd, STATIC_SIZE, 0) if good else header.pack()
+
+    def _definitions(self, writer: str, segment: int, header: SegmentHeader) -> bytes:
+        rows = self._catalog.rows("SELECT shape, body FROM definitions WHERE writer = ? AND segment = ?", (writer, segment))
+        made = []
+        for number, body in rows:
+            names, types = json.loads(body)
+            made.append(frames.encode_definition(Shape(number, tuple(names), types), 0, header.seed))
+        return b"".join(made)
+
+    def _walk_to(self, fd: int, header: SegmentHeader, piece: _Piece, mark: int) -> tuple[int, int]:
+        """Return the offset and chain after the record `mark` inside a piece."""
+        data = os.pread(fd, piece.end - piece.start, piece.start)
+        chain, expected, at = piece.chain, piece.first, piece.start
+        for seq, end, crc in walk(data, piece.start, header.seed):
+            if seq < expected:
+                continue
+            if seq > mark:
+                break
+            chain = frames.extend_chain_gap(chain, seq - expected)
+            chain, expected, at = frames.extend_chain(chain, (crc,)), seq + 1, end
+        if expected <= mark:  # the mark lies inside a gap
+            chain = frames.extend_chain_gap(chain, mark - expected + 1)
+        return at, chain
+
+    def locate(self, writer: str, run: str, mark: int) -> Cursor | None:
+        """Return the cursor at a mark, by reading again; None when no piece holds it (pruned, or never ingested)."""
+        if mark == 0:
+            return Cursor(writer, 0, 0, 0, 0)
+        row = self._catalog.one(f'{_SELECT} WHERE writer = ? AND "first" <= ? AND "last" >= ?', (writer, mark, mark))
+        if row is None:
+            return None
+        piece = _piece(row)
+        fd, _ = self._open(writer, run, piece.segment)
+        try:
+            header, _ = self._header(fd, writer, run, piece.segment)
+            offset, chain = self._walk_to(fd, header, piece, mark)
+        finally:
+            os.close(fd)
+        return Cursor(writer, mark, chain, piece.segment, offset)
+
+
+def _regular(data: bytes, piece: _Piece, crc_seed: int) -> bytes:
+    """Return only the frames whose sequences go forward: what a salvage found may hold older ones again."""
+    kept, expected, at = [], piece.first, 0
+    while at + frames.MIN_FRAME <= len(data):
+        verdict, length = frames.check_frame(data, crc_seed, at)
+        if verdict != "valid":
+            break
+        kind, seq = data[at + 2], frames.HEAD.unpack_from(data, at)[4]
+        if kind in UNSEQUENCED_KINDS or seq >= expected:
+            kept.append(data[at : at + length])
+            expected = expected if kind in UNSEQUENCED_KINDS else seq + 1
+        at += length
+    return b"".join(kept)

@@ -1,0 +1,76 @@
+"""Slow duties on apscheduler: scrub, free space, retention. Never the drain, never a backoff: those need a monotonic clock."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from .retention import Retention
+
+if TYPE_CHECKING:
+    from .app import Agent
+
+
+class Housekeeping:
+    """The scheduled duties of one running agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        # the memory store: persistent ones pickle their jobs
+        self._scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 3600})
+
+    def start(self) -> None:
+        """Schedule everything."""
+        config = self._agent.config
+        add = self._scheduler.add_job
+        add(self.scrub, "interval", seconds=config.scrub_every, jitter=int(config.scrub_every / 10), id="scrub")
+        add(self.check_disk, "interval", seconds=60, id="disk")
+        add(self.retain, "interval", seconds=config.retention_every, jitter=int(config.retention_every / 10), id="retention")
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Cancel what is scheduled."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+
+    async def scrub(self) -> None:
+        """Verify everything in the spool, in a thread of its own; each finding is reported."""
+        from .scrub import scrub
+
+        findings: Iterator[object] = iter(scrub(self._agent.spool))
+        while True:
+            found = await asyncio.to_thread(next, findings, None)
+            if found is None:
+                return
+            self._agent.report(f"scrub: {found}")
+
+    async def check_disk(self) -> None:
+        """Report, once, when the disk's free space falls below the floor, and when it is back."""
+        agent = self._agent
+        try:
+            found = os.statvfs(agent.spool.path)
+        except OSError as error:
+            problem = f"the spool's disk does not answer: {error.strerror}"
+        else:
+            free = found.f_bavail * found.f_frsize
+            low = free < agent.config.disk_floor
+            problem = f"only {free >> 20} MiB are free on the spool's disk: recording stops when it is full" if low else ""
+        if problem != agent.disk_problem:
+            agent.report(problem or "the spool's disk has space again")
+        agent.disk_problem = problem
+
+    async def retain(self) -> None:
+        """Delete what is acknowledged and over its grace."""
+        agent = self._agent
+        retention = Retention(agent.spool, agent.catalog, agent.journal, agent.config.grace)
+        server = agent.drain.server if agent.drain is not None else ""
+        if not server:
+            return  # nobody is there whose receipts count
+        for run in await agent.work(retention.eligible, server):
+            freed = await agent.work(retention.prune, server, run)
+            if freed is not None:
+                agent.report(f"run {run} is acknowledged and over its grace: {freed} bytes freed")

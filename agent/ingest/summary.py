@@ -1,0 +1,116 @@
+"""What one ingest transaction adds to the catalog's summaries, gathered in memory and written once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+from simspool.spool import Kind, records, runstate
+from simspool.spool.frames import BOOT, STEP, MetricBatch, Record
+from simspool.spool.segment_header import SegmentHeader
+
+
+class Summary:
+    """Run states, metric counts and last values, events and artifacts of the records taken since the last `flush`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._states: dict[str, dict[str, Any]] = {}
+        self._metrics: dict[tuple[str, str], list[Any]] = {}
+        self._events: dict[str, list[Any]] = {}
+        self._artifacts: list[tuple[Any, ...]] = []
+
+    def state(self, run: str) -> dict[str, Any]:
+        """Return a run's folded state, to be changed in place."""
+        state = self._states.get(run)
+        if state is None:
+            row = self._connection.execute("SELECT state FROM runs WHERE id = ?", (run,)).fetchone()
+            state = self._states[run] = json.loads(row[0]) if row and row[0] else runstate.empty()
+        return state
+
+    def metrics(self, run: str, header: SegmentHeader, batch: MetricBatch) -> None:
+        """Count a batch's points; each metric's last value is that of its last row."""
+        if batch.kind != Kind.METRICS:
+            return
+        last, n = batch.rows[-1], len(batch.rows)
+        wall = header.wall_ns(last[BOOT])
+        for name, value in batch.values(last).items():
+            self._point(run, name, value, last[STEP], wall, n)
+
+    def _point(self, run: str, name: str, value: Any, step: Any, wall: int, n: int) -> None:
+        known = self._metrics.get((run, name))
+        if known is None:
+            self._metrics[run, name] = [n, value, step, wall]
+            return
+        known[0] += n
+        if wall >= known[3]:
+            known[1:] = value, step, wall
+
+    def record(self, run: str, writer: str, header: SegmentHeader, record: Record) -> None:
+        """Fold a JSON record."""
+        body, kind = record.body, record.kind
+        if body is None:
+            return
+        wall = header.wall_ns(record.boot_ns)
+        if kind == Kind.METRICS_JSON:
+            values = body.get("values")
+            if isinstance(values, dict):
+                for name, value in values.items():
+                    self._point(run, name, value, body.get("step"), wall, 1)
+        elif kind == Kind.EVENT:
+            known = self._events.setdefault(run, [0, "", 0])
+            known[0] += 1
+            if wall >= known[2]:
+                known[1:] = str(body.get("message", ""))[:500], wall
+        elif kind == Kind.ARTIFACT:
+            digest, name = body.get("digest"), body.get("name")
+            if isinstance(digest, str) and isinstance(name, str):
+                size = body.get("size")
+                self._artifacts.append(
+                    (writer, record.seq, run, name, body.get("category"), digest, size if isinstance(size, int) else None, body.get("mime"))
+                )
+        else:
+            runstate.apply(self.state(run), writer, record.seq, kind, wall, body)
+
+    def flush(self) -> None:
+        """Write everything, inside the caller's transaction."""
+        execute, many = self._connection.execute, self._connection.executemany
+        for run, state in self._states.items():
+            execute(
+                "UPDATE runs SET name=?, folder=?, status=?, tags=?, metadata=?, state=?, created=?, ended=?,"
+                " modified=unixepoch() WHERE id=?",
+                (
+                    runstate.value(state, "name"), runstate.value(state, "folder", "/"), runstate.status(state),
+                    _json(runstate.tags(state)), _json(runstate.metadata(state)), _json(state), runstate.started(state),
+                    runstate.finished(state), run,
+                ),
+            )  # fmt: skip
+        many(
+            "INSERT INTO metrics(run, name, count, last, step, wall) VALUES (?,?,?,?,?,?) ON CONFLICT(run,"
+            " name) DO UPDATE SET count = count + excluded.count,"
+            " last = CASE WHEN excluded.wall >= wall THEN excluded.last ELSE last END, step = CASE WHEN"
+            " excluded.wall >= wall THEN excluded.step ELSE step END,"
+            " wall = max(wall, excluded.wall)",
+            [
+                (run, name, n, records.encode({"v": value}).decode(), step, wall)
+                for (run, name), (n, value, step, wall) in self._metrics.items()
+            ],
+        )
+        many(
+            "INSERT INTO events(run, count, last, wall) VALUES (?,?,?,?) ON CONFLICT(run) DO UPDATE SET count = count + excluded.count,"
+            " last = CASE WHEN excluded.wall >= wall THEN excluded.last ELSE last END, wall = max(wall, excluded.wall)",
+            [(run, n, message, wall) for run, (n, message, wall) in self._events.items()],
+        )
+        many(
+            "INSERT OR IGNORE INTO artifacts(writer, seq, run, name, category, digest, size, mime) VALUES (?,?,?,?,?,?,?,?)",
+            self._artifacts,
+        )
+        self._states.clear()
+        self._metrics.clear()
+        self._events.clear()
+        self._artifacts.clear()
+
+
+def _json(value: Any) -> str:
+    return records.encode({"v": value}).decode()[5:-1] if not isinstance(value, dict) else json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,35 @@
+"""Closing a dead writer truthfully: what its own close would have said, with the evidence (DESIGN 6, I9)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from simspool.spool import Durability, Kind, Spool, Writer, ids, runstate
+from simspool.spool.process import this_host
+
+from .follow import Followed
+
+
+def declare_survivor(spool: Spool, state: dict[str, Any], followed: Followed) -> bool:
+    """Record, in a writer of the agent's own, that a writer ended without a close: status `lost`.
+
+    Nothing is recorded where another agent's word is known already; of several, the first one counts. False when it could not be
+    recorded (it is tried again), or was not needed.
+    """
+    entry = state["writers"].get(followed.writer)
+    if entry is not None and runstate.is_ended(entry):
+        return False
+    header = followed.header
+    assert header is not None
+    here = this_host()
+    reason = "rebooted" if header.boot_id != here.boot_id else "process-gone"
+    writer = Writer(os.path.join(spool.runs, followed.run, "w"), ids.from_text(followed.run), durability=Durability.LAZY)
+    body = {
+        "writer": followed.writer,
+        "status": "lost",
+        "last": followed.tail.sequence - 1,
+        "evidence": {"reason": reason, "pid": header.pid, "host": header.host, "start_ticks": header.start_ticks},
+    }
+    kept = writer.record(Kind.ATTACH, {"reason": "agent"}) and writer.record(Kind.SURVIVOR, body)
+    return writer.close({"status": None}) and kept

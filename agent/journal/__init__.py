@@ -1,0 +1,5 @@
+"""The agent's journal: intents, receipts and prunes, in the spool itself, fsynced. The catalog is only its index."""
+
+from .journal import Cursor, Journal
+
+__all__ = ["Cursor", "Journal"]

@@ -1,0 +1,130 @@
+"""What "synced" means: goals taken when a sync begins, and how far a server is from them (DESIGN 6)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from simspool.agent.catalog import Catalog
+from simspool.agent.exit_codes import ExitCode
+from simspool.spool import Spool
+
+from .status import find_run
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """A sync's progress or result. Counts are of this sync's goals; `sent` and `sent_bytes` of what it moved itself.
+
+    `state`: ingesting, draining, done, unreachable, refused, no-target, newer-format, timeout, or incomplete (the spool itself lacks what
+    the records name; `problems` says what).
+    """
+
+    state: str = "ingesting"
+    runs: int = 0
+    records: int = 0
+    records_left: int = 0
+    files: int = 0
+    files_left: int = 0
+    refused: int = 0
+    sent_records: int = 0
+    sent_bytes: int = 0
+    sent_files: int = 0
+    sent_file_bytes: int = 0
+    known_files: int = 0
+    live_runs: int = 0
+    server: str = ""
+    url: str = ""
+    problem: str = ""
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The command's exit code for this state."""
+        return {
+            "done": ExitCode.REFUSED if self.refused else ExitCode.OK,
+            "unreachable": ExitCode.UNREACHABLE,
+            "refused": ExitCode.REFUSED,
+            "no-target": ExitCode.NO_TARGET,
+            "newer-format": ExitCode.NEWER_FORMAT,
+        }.get(self.state, ExitCode.TIMEOUT)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON, with the exit code."""
+        return {**asdict(self), "exit_code": int(self.exit_code)}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which runs a command means: ids, prefixes or names; a folder and what lies below; tags; metadata values as text. Empty is all."""
+
+    runs: tuple[str, ...] = ()
+    folder: str | None = None
+    tags: tuple[str, ...] = ()
+    where: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, body: dict[str, Any]) -> Selection:
+        """Read a selection from JSON. Raises ValueError when it is none."""
+        runs, folder, tags, where = body.get("runs", []), body.get("folder"), body.get("tags", []), body.get("where", [])
+        texts = [*runs, *tags, *(t for pair in where for t in pair), *([folder] if folder is not None else [])]
+        if not all(isinstance(t, str) for t in texts) or not all(len(pair) == 2 for pair in where):
+            raise ValueError("a selection has texts only")
+        return cls(tuple(runs), folder, tuple(tags), tuple((k, v) for k, v in where))
+
+    def resolve(self, catalog: Catalog, spool: Spool) -> set[str] | None:
+        """Return the ids that are meant, None for all. Raises RunNotFound for a run that is named and not there."""
+        if self == Selection():
+            return None
+        named = {find_run(catalog, spool, text) for text in self.runs}
+        if self.folder is None and not self.tags and not self.where:
+            return named
+        found = set()
+        for run, folder, tags, metadata in catalog.rows("SELECT id, folder, tags, metadata FROM runs"):
+            if self.runs and run not in named:
+                continue
+            below = (self.folder or "/").rstrip("/")
+            if self.folder is not None and folder != (below or "/") and not (folder or "/").startswith(below + "/"):
+                continue
+            values = json.loads(metadata) if metadata else {}
+            if set(self.tags) <= set(json.loads(tags) if tags else []) and all(k in values and str(values[k]) == v for k, v in self.where):
+                found.add(run)
+        return found
+
+
+class Goals:
+    """Everything that was recorded in some runs before a sync began. Confined to the agent's worker thread."""
+
+    def __init__(self, catalog: Catalog, runs: Collection[str] | None) -> None:
+        self._catalog = catalog
+        wanted = None if runs is None else frozenset(runs)
+        rows = catalog.rows("SELECT id, run, sequence - 1 FROM writers WHERE sequence > 1")
+        self.marks = {w: last for w, run, last in rows if wanted is None or run in wanted}
+        self.runs = {run for _, run, _ in rows if wanted is None or run in wanted}
+        files = catalog.rows("SELECT DISTINCT digest, run FROM artifacts")
+        self.digests = {digest for digest, run in files if wanted is None or run in wanted}
+        self.records = sum(self.marks.values())
+
+    def measure(self, server: str, report: SyncReport) -> bool:
+        """Put into the report what the server still lacks; True when it lacks nothing that it would ever take."""
+        rows = self._catalog.rows
+        cursors = {w: (mark, blocked) for w, mark, blocked in rows("SELECT writer, mark, blocked FROM cursors WHERE server = ?", (server,))}
+        stored = dict(rows("SELECT digest, state FROM uploads WHERE server = ?", (server,)))
+        left = blocked_records = 0
+        for writer, goal in self.marks.items():
+            mark, blocked = cursors.get(writer, (0, None))
+            if mark < goal:
+                if blocked:
+                    blocked_records += goal - mark
+                else:
+                    left += goal - mark
+        report.runs, report.records, report.files = len(self.runs), self.records, len(self.digests)
+        report.records_left = left
+        report.files_left = sum(1 for d in self.digests if d not in stored)
+        refused_files = sum(1 for d in self.digests if stored.get(d) == "refused")
+        refused = sum(1 for (w, _) in rows("SELECT writer, seq FROM refused WHERE server = ?", (server,)) if w in self.marks)
+        report.refused = blocked_records + refused_files + refused
+        report.server = server
+        return left == 0 and report.files_left == 0
