@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from simspool.agent.catalog.store import place_key
 from simspool.spool import Spool
 from simspool.spool.process import this_host
 
@@ -28,12 +29,12 @@ class AgentConfig:
 def runtime_folder(spool: Spool) -> str | None:
     """Return a private folder for this spool's sockets, made 0700; None where none is short enough or safe.
 
-    $XDG_RUNTIME_DIR/simspool/<id>, else /tmp/simspool-<uid>/<id>.
+    $XDG_RUNTIME_DIR/simspool/<key>, else /tmp/simspool-<uid>/<key>.
     """
     bases = [os.path.join(os.environ["XDG_RUNTIME_DIR"], "simspool")] if os.environ.get("XDG_RUNTIME_DIR") else []
     bases.append(f"/tmp/simspool-{os.geteuid()}")  # noqa: S108 - owner and mode are checked below
     for base in bases:
-        folder = os.path.join(base, spool.id)
+        folder = os.path.join(base, place_key(spool))
         if len(os.fsencode(os.path.join(folder, "bell"))) > _SUN_PATH:
             continue
         try:

@@ -5,6 +5,7 @@ It is confined to one thread at a time; the agent does all catalog, journal and 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,13 @@ def state_folder() -> str:
 
 def catalog_path(spool: Spool) -> str:
     """Return where a spool's catalog lies: on this machine's disk, never in the spool, which may be on the network."""
-    return os.path.join(state_folder(), spool.id, "catalog.db")
+    return os.path.join(state_folder(), place_key(spool), "catalog.db")
+
+
+def place_key(spool: Spool) -> str:
+    """Return a name for this spool at this place: a copied spool has the same id, and must not share state with the original."""
+    place = hashlib.sha256(os.fsencode(os.path.realpath(spool.path))).hexdigest()[:10]
+    return f"{spool.id}-{place}"
 
 
 class Catalog:

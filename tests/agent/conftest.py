@@ -1,0 +1,36 @@
+"""A spool, local state and a real server for the agent's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_server import RealServer
+
+from simspool.spool import Spool, open_spool
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMSPOOL_STATE", str(tmp_path / "state"))
+    runtime = tmp_path / "rt"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    for name in ("SIMSPOOL_URL", "SIMSPOOL_TOKEN", "SIMSPOOL_DIR", "SIMVUE_URL", "SIMVUE_TOKEN", "SIMSPOOL_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spool:
+    """An empty spool, also in the environment."""
+    monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))
+    return open_spool(tmp_path / "spool", create=True)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """One real server for all tests: runs have ids of their own."""
+    with RealServer(tmp_path_factory.mktemp("server") / "data") as found:
+        yield found

@@ -1,0 +1,161 @@
+"""`agent run`, `agent sync`, `agent status`, `agent ls` and `agent show`, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_server import RealServer, agent
+from recorded import begin, fill, killed, whole
+
+from simspool.spool import Spool
+
+
+@pytest.fixture
+def daemon(spool: Spool, server: RealServer) -> Iterator[subprocess.Popen[str]]:
+    """`agent run`, ready."""
+    with start_daemon(server.environment) as found:
+        try:
+            yield found
+        finally:
+            found.send_signal(signal.SIGTERM)
+            code = found.wait(20)
+        assert code == 0
+
+
+def start_daemon(env: dict[str, str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simspool.agent", "run"], env={**os.environ, **env}, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert process.stderr is not None
+    while "serving" not in (line := process.stderr.readline()):
+        assert line, "agent run ended"
+    return process
+
+
+def until(condition, seconds: float = 20.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_running_agent_drains_by_itself_and_stops_clean(spool: Spool, server: RealServer, daemon: subprocess.Popen[str]) -> None:
+    run, writer = begin(spool, "live")
+    fill(writer, 100)
+    until(lambda: len(server.points(run, "loss")) == 100 if server.get(f"/runs/{run}") else False)
+    fill(writer, 50, start=100)
+    writer.close({"status": "completed"})
+    until(lambda: server.get(f"/runs/{run}")["status"] == "completed")
+    assert len(server.points(run, "loss")) == 150
+
+
+def test_beside_a_running_agent_sync_hands_over_and_shows_the_same(spool: Spool, server: RealServer, daemon: subprocess.Popen[str]) -> None:
+    run = whole(spool, points=200)
+    done = agent("sync", "--json", env=server.environment, check=True)
+    report = json.loads(done.stdout)
+    assert (report["state"], report["records_left"], report["exit_code"]) == ("done", 0, 0)
+    assert len(server.points(run, "loss")) == 200
+    status = json.loads(agent("status", "--json", check=True).stdout)
+    assert status["agent"]["pid"] == daemon.pid
+    assert status["records"]["waiting"] == 0
+    missing = agent("sync", "no-such-run", env=server.environment)
+    assert missing.returncode == 9
+    assert "agent ls" in missing.stderr
+
+
+def test_a_second_agent_on_one_spool_is_refused_with_the_owner_named(spool: Spool, server: RealServer, daemon: subprocess.Popen[str]) -> None:
+    second = agent("run", env=server.environment)
+    assert second.returncode == 10
+    assert str(daemon.pid) in second.stderr
+
+
+def test_a_killed_run_is_noticed_closed_as_lost_and_drained(spool: Spool, server: RealServer, daemon: subprocess.Popen[str]) -> None:
+    run = killed(spool, points=77)
+    until(lambda: (server.get(f"/runs/{run}") or {}).get("status") == "lost")
+    assert len(server.points(run, "loss")) == 77
+
+
+def test_exit_codes_of_sync(spool: Spool, server: RealServer) -> None:
+    whole(spool)
+    assert agent("sync").returncode == 5
+    unreachable = agent("sync", env={"SIMSPOOL_URL": "http://127.0.0.1:9", "SIMSPOOL_TOKEN": "t"})
+    assert unreachable.returncode == 3
+    assert "nothing is lost" in unreachable.stderr
+    late = agent("sync", "--timeout", "0", env={"SIMSPOOL_URL": "http://127.0.0.1:9", "SIMSPOOL_TOKEN": "t"})
+    assert late.returncode in {3, 7}
+    assert agent("sync", "nobody", env=server.environment).returncode == 9
+    assert agent("sync", "--where", "novalue", env=server.environment).returncode == 2
+    assert agent("sync", env=server.environment).returncode == 0
+    assert agent("sync", env={"SIMSPOOL_DIR": "/proc"}).returncode == 10
+
+
+def test_a_newer_format_is_left_untouched_and_makes_sync_exit_with_its_code(spool: Spool, server: RealServer) -> None:
+    whole(spool)
+    marker = Path(spool.path) / "SPOOL"
+    marker.write_text(json.dumps({"format": [2, 0], "id": spool.id}))
+    before = sorted(str(p) for p in Path(spool.path).rglob("*"))
+    done = agent("sync", env=server.environment)
+    assert done.returncode == 6
+    assert "upgrade simspool" in done.stderr
+    assert sorted(str(p) for p in Path(spool.path).rglob("*")) == before
+
+
+def test_ls_and_show_tell_what_is_recorded(spool: Spool) -> None:
+    whole(spool, "one", points=12, folder="/f", metadata={"a": 1})
+    whole(spool, "two", points=3)
+    lines = [json.loads(line) for line in agent("ls", "--json", check=True).stdout.splitlines()]
+    assert [r["name"] for r in lines] == ["two", "one"]
+    assert [r["waiting"] for r in lines] == [r["records"] for r in lines]
+    shown = json.loads(agent("show", "one", "--json", check=True).stdout)
+    assert (shown["name"], shown["status"], shown["folder"], shown["metadata"]) == ("one", "completed", "/f", {"a": 1})
+    assert shown["metrics"]["count"] == {"count": 12, "last": 11, "step": 11}
+    assert shown["events"] == {"count": 3, "last": "event 2"}
+    assert agent("show", shown["id"][:-3], check=True).returncode == 0
+    text = agent("show", "one", check=True).stdout
+    assert "completed" in text
+    assert "loss" in text
+
+
+def test_nonsense_in_place_of_a_server_is_a_clear_error(spool: Spool, tmp_path: Path) -> None:
+    whole(spool)
+    page = tmp_path / "www" / "api" / "simspool" / "v1"
+    page.mkdir(parents=True)
+    (page / "server").write_text("<html>Please log in to the guest network</html>")
+    web = subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path / "www")],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        assert web.stdout is not None
+        port = web.stdout.readline().split(" port ")[1].split()[0]
+        done = agent("sync", env={"SIMSPOOL_URL": f"http://127.0.0.1:{port}", "SIMSPOOL_TOKEN": "t"})
+    finally:
+        web.terminate()
+        web.wait()
+        assert web.stdout is not None
+        web.stdout.close()
+    assert done.returncode == 3
+    assert "login page" in done.stderr
+
+
+def test_a_bell_path_that_is_too_long_is_said_and_the_scan_is_sufficient(spool: Spool, server: RealServer, tmp_path: Path, monkeypatch) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir(mode=0o700)
+    process = start_daemon({**server.environment, "XDG_RUNTIME_DIR": str(deep)})
+    try:
+        run = whole(spool, points=40)
+        until(lambda: server.get(f"/runs/{run}") and len(server.points(run, "loss")) == 40)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        process.stderr.close()
