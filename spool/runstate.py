@@ -14,6 +14,7 @@ from .records import FINAL_STATUSES, STATUSES, Kind
 Stamp = list[Any]  # [wall ns, writer, sequence]
 _REGISTERS = ("name", "description", "folder", "visibility", "retention", "timeout", "system", "notification", "created")
 _BADNESS = {"completed": 0, "lost": 1, "terminated": 2, "failed": 3}
+_UNSEEN = 1 << 63  # the sequence of a writer of which only others have told
 _IMPLICIT = frozenset({"fork", "re-entrant"})
 FOLDED_KINDS = frozenset(
     {Kind.RUN, Kind.ATTACH, Kind.METADATA, Kind.TAGS, Kind.STATUS, Kind.CONFIG, Kind.CLOSE, Kind.SURVIVOR}
@@ -31,16 +32,17 @@ def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int,
         return
     stamp: Stamp = [wall_ns, writer, seq]
     if kind == Kind.RUN:
-        _open_writer(state, writer, wall_ns, "creator", None)
+        _open_writer(state, stamp, "creator", None)
         for name in _REGISTERS:
             if name in body:
                 _set(state["fields"], name, body[name], stamp)
         _merge(state["metadata"], body.get("metadata"), stamp)
-        _set_tags(state, body.get("tags") or [], stamp)
+        if isinstance(body.get("tags"), list):
+            _set_tags(state, body["tags"], stamp)
         if body.get("status") in STATUSES:
             _set_status(state, body["status"], body.get("reason"), stamp)
     elif kind == Kind.ATTACH:
-        _open_writer(state, writer, wall_ns, str(body.get("reason") or "attach"), body.get("rank"))
+        _open_writer(state, stamp, str(body.get("reason") or "attach"), body.get("rank"))
     elif kind == Kind.METADATA:
         _merge(state["metadata"], body.get("set"), stamp)
     elif kind == Kind.CONFIG:
@@ -62,25 +64,36 @@ def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int,
         if body.get("status") in STATUSES:
             _set_status(state, body["status"], body.get("reason"), stamp)
     elif kind == Kind.CLOSE:
-        entry = _open_writer(state, writer, wall_ns, "attach", None)
-        entry["closed"] = wall_ns
-        entry["status"] = body.get("status") if body.get("status") in FINAL_STATUSES else None
-        if body.get("drops"):
-            entry["drops"] = body["drops"]
+        entry = _open_writer(state, stamp, "attach", None)
+        if entry.get("close_seq", 0) <= seq:
+            entry.pop("survivor", None)  # its own word counts more
+            entry.pop("drops", None)
+            entry["close_seq"], entry["closed"], entry["status"] = seq, wall_ns, _final(body.get("status"), None)
+            if body.get("drops"):
+                entry["drops"] = body["drops"]
     elif kind == Kind.SURVIVOR:
         dead = body.get("writer")
         if isinstance(dead, str):
-            entry = state["writers"].setdefault(dead, {"opened": wall_ns, "as": "attach", "unseen": True})
+            entry = state["writers"].setdefault(dead, {"opened": wall_ns, "as": "attach", "seq": _UNSEEN})
+            if entry["seq"] == _UNSEEN:
+                entry["opened"] = min(entry["opened"], wall_ns)
             known = entry.get("survivor")
             if "closed" not in entry and (known is None or stamp < known):
                 entry["survivor"] = stamp
-                entry["status"] = body.get("status") if body.get("status") in FINAL_STATUSES else "lost"
+                entry["status"] = _final(body.get("status"), "lost")
 
 
-def _open_writer(state: dict[str, Any], writer: str, wall_ns: int, role: str, rank: Any) -> dict[str, Any]:
-    entry: dict[str, Any] = state["writers"].setdefault(writer, {"opened": wall_ns, "as": role, "unseen": True})
-    if entry.pop("unseen", False) or wall_ns <= entry["opened"]:
-        entry["opened"], entry["as"] = wall_ns, role
+def _final(status: Any, default: str | None) -> str | None:
+    return status if isinstance(status, str) and status in FINAL_STATUSES else default
+
+
+def _open_writer(state: dict[str, Any], stamp: Stamp, role: str, rank: Any) -> dict[str, Any]:
+    """Return a writer's entry; its earliest record says when and as what it was opened."""
+    wall_ns, writer, seq = stamp
+    entry: dict[str, Any] = state["writers"].setdefault(writer, {"opened": wall_ns, "as": role, "seq": _UNSEEN})
+    if seq < entry["seq"]:
+        entry["opened"], entry["as"], entry["seq"] = wall_ns, role, seq
+        entry.pop("rank", None)
         if isinstance(rank, int):
             entry["rank"] = rank
     return entry
@@ -140,8 +153,8 @@ def _current_writers(state: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]
 
 
 def is_ended(writer: Mapping[str, Any]) -> bool:
-    """Say whether a writer (an entry of `state["writers"]`) has closed or was found dead."""
-    return "closed" in writer or "survivor" in writer
+    """Say whether a writer (an entry of `state["writers"]`) has closed or was found dead; an agent's own never counts as open."""
+    return "closed" in writer or "survivor" in writer or writer.get("as") == "agent"
 
 
 def ended(state: Mapping[str, Any]) -> bool:
@@ -167,16 +180,21 @@ def status(state: Mapping[str, Any]) -> str:
         for w in writers
         if w.get("status") and not (w["as"] in _IMPLICIT and ("survivor" in w or w["status"] == "completed"))
     ]
-    return max(found, key=lambda s: _BADNESS.get(s, 0), default="completed")
+    # a run that was only created, to be reconnected to, and whose creator closed without a status, still waits
+    waits = explicit is not None and explicit[0] == "created" and since == 0
+    return max(found, key=lambda s: _BADNESS.get(s, 0), default="created" if waits else "completed")
 
 
 def started(state: Mapping[str, Any]) -> int | None:
     """Return when the first writer opened the run (wall ns)."""
-    return min((w["opened"] for w in state["writers"].values()), default=None)
+    return min((int(w["opened"]) for w in state["writers"].values()), default=None)
 
 
 def finished(state: Mapping[str, Any]) -> int | None:
     """Return when the last writer ended (wall ns), or None while one is open."""
     if not ended(state):
         return None
-    return max(w["closed"] if "closed" in w else w["survivor"][0] for w in state["writers"].values())
+    return max(
+        int(w["closed"] if "closed" in w else w["survivor"][0] if "survivor" in w else w["opened"])
+        for w in state["writers"].values()
+    )

@@ -1,0 +1,315 @@
+"""One process's part in one run: the spool's folder, the writer, the blobs on their way to the pool, and the end.
+
+The disk may be full or read-only from the first moment: then nothing is recorded, every call is counted, and the opening is
+tried again about once a second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from simspool.spool import Drop, Kind, Origin, RunFolder, Spool, SpoolError, Writer, atomic, ids, open_spool
+
+from . import keeper
+from .bell import Bell
+from .notice import say
+from .validation import check_metric_name
+
+if TYPE_CHECKING:
+    from simspool.spool.blobs import Blob
+
+    from .config import Config
+
+_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+class Recording:
+    """Make one with `Recording(config, run_id, ...)`, then `open`.
+
+    `first` is the first record, (kind, body); `info` is run.json's content for the creator of the run, None for others.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_id: str,
+        first: tuple[Kind, dict[str, Any]],
+        *,
+        info: dict[str, Any] | None,
+        origin: Origin,
+        rank: int | None,
+    ) -> None:
+        self._config = config
+        self.run_id = run_id
+        self.origin = origin
+        self._rank = rank
+        self._first: tuple[Kind, dict[str, Any]] | None = first
+        self._info = info
+        self.pid = self.creator_pid = os.getpid()
+        self.spool: Spool | None = None
+        self.folder: RunFolder | None = None
+        self.writer: Writer | None = None
+        self.is_closed = False
+        self.status_at_exit: str | None = "completed"
+        self._reason = ""
+        self._lost = 0
+        self._warned = False
+        self._bell: Bell | None = None
+        self._with_bell = False
+        self._unpublished: deque[str] = deque()
+
+    def open(self, *, with_bell: bool) -> None:
+        """Begin. Raises InvalidSpool and NewerFormat; a disk that cannot take anything only leaves a warning."""
+        self._with_bell = with_bell
+        if not self._try_open():
+            self.dropped()
+        _register(self)
+        keeper.watch(self)
+
+    def _try_open(self) -> bool:
+        try:
+            if self.spool is None:
+                self.spool = open_spool(self._config.spool_dir, create=True)
+                self.folder = self.spool.run(self.run_id)
+            assert self.folder is not None
+            if self.writer is None:
+                mapped = None if self._config.segments is None else self._config.segments == "mapped"
+                writer = Writer(
+                    self.folder.writers, ids.from_text(self.run_id), durability=self._config.durability, origin=self.origin,
+                    rank=self._rank, mapped=mapped, on_fork=self._forked, check_name=check_metric_name,
+                )  # fmt: skip
+                while self._lost:
+                    writer.count_drop(Drop.DISK_FULL)
+                    self._lost -= 1
+                self.writer = writer
+                if self._with_bell:
+                    self._bell = Bell(self.spool.path, writer)
+            if self._info is not None:
+                atomic.make_folder(self.folder.path)
+                atomic.write_json(os.path.join(self.folder.path, "run.json"), self._info, exclusive=True)
+                self._info = None
+        except OSError as error:
+            self._reason = error.strerror or str(error)
+            if self.writer is None:
+                return False
+        first, self._first = self._first, None  # taken, so that the keeper and a close at the same time record it once
+        if first is not None and not self.writer.record(*first):
+            self._first = first
+        return self._first is None
+
+    def dropped(self) -> bool:
+        """Say once on stderr that records are not being taken, and why. Always False."""
+        if self.writer is None:
+            self._lost += 1
+        if not self._warned and not self.is_closed:
+            self._warned = True
+            why = (self.writer.last_error if self.writer is not None else "") or self._reason or "the disk refuses"
+            say(
+                f"not recording into {self._config.spool_dir} ({why}); the run goes on and what is lost is counted. "
+                "Free some space there, or choose another place with SIMSPOOL_DIR"
+            )
+        return False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the first record is kept."""
+        return self._first is None
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """What was not taken, by reason."""
+        counts = dict(self.writer.drops) if self.writer is not None else {}
+        if self._lost:
+            counts[Drop.DISK_FULL.label] = counts.get(Drop.DISK_FULL.label, 0) + self._lost
+        return counts
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether an agent takes the records at once."""
+        return self._bell is not None and self._bell.is_heard
+
+    def keep(self, put: Callable[[Spool, RunFolder], Blob], body: dict[str, Any]) -> bool:
+        """Store a blob and the record that names it. False when the spool cannot take it (counted); UnreadableFile is the caller's."""
+        spool, folder, writer = self.spool, self.folder, self.writer
+        if spool is None or folder is None or writer is None:
+            return self.dropped()
+        try:
+            blob = put(spool, folder)
+        except SpoolError:
+            raise
+        except OSError as error:
+            self._reason = error.strerror or str(error)
+            writer.count_drop(Drop.DISK_FULL if error.errno in _SPACE else Drop.IO_ERROR)
+            return self.dropped()
+        kept = writer.record(Kind.ARTIFACT, {**body, "name": body["name"] or blob.digest, "digest": blob.digest, "size": blob.size})
+        self._unpublished.append(blob.digest)
+        return kept or self.dropped()
+
+    def tend(self) -> bool:
+        """See keeper.Tended."""
+        if self.is_closed or self.pid != os.getpid():
+            return False
+        try:
+            if self.writer is None or self._first is not None or self._info is not None:
+                self._try_open()
+            if self.writer is not None:
+                self.writer.maintain()
+                if self._bell is not None:
+                    self._bell.look()
+                if self._unpublished:
+                    self._publish(1)
+        except Exception as error:  # noqa: BLE001 - the next second tries again; what matters is done at close
+            self._reason = str(error)
+        return True
+
+    def _publish(self, most: int) -> bool:
+        """Make blobs durable and known to the pool; False when the disk refuses, then the next time tries again."""
+        if not self._unpublished:
+            return True
+        from simspool.spool import blobs
+
+        assert self.spool is not None
+        assert self.folder is not None
+        while self._unpublished and most:
+            try:
+                digest = self._unpublished.popleft()
+            except IndexError:
+                break
+            try:
+                blobs.publish(self.spool, self.folder, [digest])
+            except OSError as error:
+                self._reason = error.strerror or str(error)
+                self._unpublished.append(digest)
+                return False
+            most -= 1
+        return True
+
+    def _forked(self, writer: Writer) -> None:
+        """In a child that has just become a writer of its own."""
+        self.pid = os.getpid()
+        self._unpublished = deque()
+        self._first = self._info = None
+        if self._bell is not None and self.spool is not None:
+            self._bell = Bell(self.spool.path, writer)
+            writer.on_record, writer.ring_after = None, 1 << 62
+        _register(self)
+        keeper.watch(self)
+
+    def close(self, status: str | None, reason: str | None) -> bool:
+        """End this process's part: the last record, seals, blobs. A child of a fork ends its own part, never its parent's."""
+        if self.is_closed:
+            return True
+        writer = self.writer
+        if self.pid != os.getpid():  # a child that recorded nothing: the parent's files are not ours
+            self.is_closed = True
+            return True
+        if self.pid != self.creator_pid:
+            status = None
+        kept = True
+        if writer is None or self._first is not None or self._info is not None:
+            kept = self._try_open()
+            writer = self.writer
+        if writer is not None:
+            kept = self._publish(len(self._unpublished)) and kept
+            body: dict[str, Any] = {"status": status}
+            if reason is not None:
+                body["reason"] = reason
+            kept = writer.close(body) and kept
+        self.is_closed = True
+        if self._bell is not None:
+            self._bell.look()
+            heard = self._bell.is_heard
+            self._bell.hang_up()
+            self._with_bell = not heard
+        _open.pop(id(self), None)
+        return kept
+
+    def say_how_it_ended(self) -> None:
+        """One line on how to send the run where no agent does, and one on what was not taken."""
+        if self.pid != self.creator_pid:
+            return
+        counts = self.drops
+        if counts:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+            say(f"{sum(counts.values())} records of run {self.run_id} were not taken: {reasons}")
+        if self._with_bell and self.writer is not None:
+            say(f"recorded in {self._config.spool_dir}: `agent sync {self.run_id}` sends it")
+
+
+_open: dict[int, Recording] = {}
+_at_exit = False
+_error_before: object = None
+
+
+def _register(recording: Recording) -> None:
+    """Have the recording closed when this process ends in an orderly way."""
+    global _at_exit, _error_before
+    _open[id(recording)] = recording
+    if not _at_exit:
+        _at_exit = True
+        _error_before = getattr(sys, "last_value", None)
+        atexit.register(_close_all)
+    child = sys.modules.get("multiprocessing.process")
+    if child is not None and child.parent_process() is not None:
+        # multiprocessing's children end without atexit
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _close_all, exitpriority=10)
+
+
+def _close_all() -> None:
+    """Close what is open in this process; as failed when the interpreter ends by an exception that nobody caught."""
+    error = getattr(sys, "last_value", None)  # set before sys.excepthook is called
+    if error is _error_before or hasattr(sys, "ps1") or sys.flags.interactive:
+        error = None
+    for recording in list(_open.values()):
+        if recording.pid == os.getpid() and not recording.is_closed:
+            if isinstance(error, BaseException):
+                end_with_error(recording, error)
+            else:
+                recording.close(recording.status_at_exit, None)
+            recording.say_how_it_ended()
+
+
+def status_of(error: BaseException) -> str | None:
+    """Return the status of a run that ends by an exception; None for those that are an ordinary end."""
+    if isinstance(error, SystemExit):
+        return None if error.code in {None, 0} else "failed"
+    if isinstance(error, GeneratorExit):
+        return None
+    return "failed" if isinstance(error, Exception) else "terminated"
+
+
+def end_with_error(recording: Recording, error: BaseException) -> bool:
+    """Record an exception's traceback as an event, and close with the status that it means."""
+    status = status_of(error)
+    if status is None:
+        return recording.close(recording.status_at_exit, None)
+    text, summary = _describe(error)
+    if recording.writer is not None and recording.pid == os.getpid():
+        recording.writer.record(Kind.EVENT, {"message": text, "level": "error"})
+    return recording.close(status, summary)
+
+
+def _describe(error: BaseException) -> tuple[str, str]:
+    """Return an exception's traceback, bounded, and its last line."""
+    if isinstance(error, KeyboardInterrupt):
+        # the traceback module evaluates code when it is first imported, after which the interpreter forgets that it was interrupted
+        # and would exit with 1 instead of by SIGINT
+        lines, at = ["Traceback (most recent call last):"], error.__traceback__
+        while at is not None and len(lines) < 200:
+            lines.append(f'  File "{at.tb_frame.f_code.co_filename}", line {at.tb_lineno}, in {at.tb_frame.f_code.co_name}')
+            at = at.tb_next
+        return "\n".join([*lines, "KeyboardInterrupt"]), "KeyboardInterrupt"
+    import traceback
+
+    text = "".join(traceback.format_exception(error)).rstrip()
+    if len(text) > 200_000:
+        text = text[:50_000] + "\n[...]\n" + text[-150_000:]
+    return text, traceback.format_exception_only(error)[-1].strip()[:2000]
