@@ -206,7 +206,7 @@ def _add_json(found: dict[str, list[_Point]], writer: str, record: Record, wall:
     if isinstance(values, dict):
         for name, value in values.items():
             if name in found:
-                moment = stamp if isinstance(stamp, int) else wall // 1000
+                moment = _micros(stamp, wall)
                 found[name].append(_Point(wall, writer, record.seq, step, float(time), moment, value))
 
 

@@ -18,7 +18,9 @@ import msgpack
 import zstandard
 
 from . import columns
+from .errors import Invalid
 from .summaries import Summary, save
+from .times import from_text
 
 DIRECT_ROWS = 2048  # a batch of this size needs no buffer
 FOLD_ROWS, FOLD_BATCHES = 4096, 64
@@ -217,7 +219,7 @@ def read(db: sqlite3.Connection, run: str, metric: str) -> Points:
     for wall, _, _, step, time, stamp, value in rows:
         out.steps.append(step)
         out.times.append(time)
-        out.stamps.append(stamp if isinstance(stamp, int) else wall // 1000)
+        out.stamps.append(stamp if isinstance(stamp, int) else _moment(stamp, wall))
         out.values.append(value)
     return out
 
@@ -227,3 +229,13 @@ def forget(db: sqlite3.Connection, run: str) -> None:
     db.execute("DELETE FROM columns WHERE chunk IN (SELECT id FROM chunks WHERE run = ?)", (run,))
     for table in ("chunks", "buffer", "summaries"):
         db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
+
+
+def _moment(stamp: object, wall: int) -> int:
+    """Return the µs of a time given as text; what is no time is placed by the record's own."""
+    if stamp is None:
+        return wall // 1000
+    try:
+        return from_text(stamp)
+    except Invalid:
+        return wall // 1000

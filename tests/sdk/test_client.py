@@ -27,6 +27,7 @@ def record_campaign() -> None:
             run.log_metrics({"loss": 1 / (i + 1), "count": i, "ok": i % 2 == 0}, step=i, time=i * 0.5)
         run.log_metrics({"loss": math.inf}, step=50, time=25.0)
         run.log_metrics({"stamped": 1}, step=0, timestamp="2026-01-31T12:00:00.000001")
+        run.log_metrics({"zoned": 1}, step=0, timestamp="2026-01-31T13:00:00+01:00")
         run.log_metrics({"big": 1 << 70}, step=1)
         run.log_event("Hello one", timestamp="2026-01-31T12:00:00.500000", log_level="info")
         run.log_event("two ü")
@@ -146,7 +147,7 @@ def test_pages_and_order(client: Client) -> None:
 
 
 def test_metric_values(client: Client) -> None:
-    assert client.get_metrics_names("alpha") == ["big", "count", "loss", "ok", "stamped"]
+    assert client.get_metrics_names("alpha") == ["big", "count", "loss", "ok", "stamped", "zoned"]
     values = client.get_metric_values(["loss", "count", "ok"], "step", run_ids=["alpha"])
     run = IDS["alpha"]
     assert values["count"][7, run] == 7
@@ -160,6 +161,8 @@ def test_metric_values(client: Client) -> None:
     stamped = client.get_metric_values(["stamped", "big"], "timestamp", run_ids=["alpha"])
     assert stamped["stamped"]["2026-01-31T12:00:00.000001", run] == 1
     assert 1 << 70 in stamped["big"].values()
+    zoned = client.get_metric_values(["zoned"], "timestamp", run_ids=["alpha"])
+    assert zoned["zoned"] == {("2026-01-31T12:00:00.000000", run): 1}
     assert client.get_metric_values(["no such"], "step", run_ids=["alpha"]) is None
 
 
