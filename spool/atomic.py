@@ -36,7 +36,8 @@ def make_folder(path: str, mode: int = 0o700) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, mode)
         os.chmod(path, mode)  # the umask is the user's; the spool's modes are ours
-        sync_folder(parent)
+        with contextlib.suppress(PermissionError):  # a parent that may be entered but not read is not ours to fsync
+            sync_folder(parent)
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600, *, exclusive: bool = False) -> bool:

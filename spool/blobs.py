@@ -18,6 +18,7 @@ from .errors import DamagedBlob, UnreadableFile
 from .layout import RunFolder, Spool
 
 _CHUNK = 1 << 20
+_NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +32,39 @@ class Blob:
 
 def _open_regular(path: str) -> int:
     try:
-        # O_NONBLOCK: a FIFO must not hang the run
+        _require_regular(path, os.stat(path))  # before opening: to open a device may do something
+        # O_NONBLOCK: it may have become a FIFO since, and that must not hang the run
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise UnreadableFile(error.errno, f"cannot read {path}: {error.strerror}") from None
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
+    except UnreadableFile:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        number = error.errno if isinstance(error, OSError) else errno.EINVAL
+        raise UnreadableFile(number, f"cannot read {path}: {reason}") from None
+    try:
+        _require_regular(path, os.fstat(fd))
+    except UnreadableFile:
         os.close(fd)
-        kind = "a folder: use save_directory" if stat.S_ISDIR(mode) else "not a regular file (a FIFO, socket or device)"
-        raise UnreadableFile(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"cannot save {path}: it is {kind}")
+        raise
     return fd
+
+
+def _require_regular(path: str, info: os.stat_result) -> None:
+    if stat.S_ISDIR(info.st_mode):
+        raise UnreadableFile(errno.EISDIR, f"cannot save {path}: it is a folder: use save_directory")
+    if not stat.S_ISREG(info.st_mode):
+        raise UnreadableFile(errno.EINVAL, f"cannot save {path}: it is not a regular file (a FIFO, socket or device)")
 
 
 def _known(spool: Spool, run: RunFolder, digest: str, size: int) -> bool:
     """Link the pool's blob into the run where the pool has it; say whether the run now has it."""
     own = os.path.join(run.blobs, digest)
-    if os.path.exists(own):
-        return True
+    try:
+        if os.stat(own).st_size == size:  # a power cut may have left less under the name
+            return True
+        os.unlink(own)
+    except FileNotFoundError:
+        pass
     pooled = spool.pool_path(digest)
     try:
         if os.stat(pooled).st_size != size:
@@ -56,7 +73,7 @@ def _known(spool: Spool, run: RunFolder, digest: str, size: int) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        if error.errno not in {errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP}:
+        if error.errno not in _NO_LINKS:
             raise
         return False  # links do not work here: the run keeps its own copy
     return True
@@ -100,15 +117,10 @@ def _put(spool: Spool, run: RunFolder, source: int, path: str) -> Blob:
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
         try:
-            try:
-                if filesystem.reflink(source, fd):
-                    digest, size = _hash(fd)
-                else:
-                    digest, size = _copy_and_hash(source, fd)
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    raise UnreadableFile(errno.EIO, f"cannot copy {path}: {error.strerror}") from None
-                raise
+            if filesystem.reflink(source, fd):
+                digest, size = _hash(fd)
+            else:
+                digest, size = _copy_and_hash(source, fd, path)
         finally:
             os.close(fd)
         new = not _known(spool, run, digest, size)
@@ -125,11 +137,19 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _copy_and_hash(source: int, target: int) -> tuple[str, int]:
+def _copy_and_hash(source: int, target: int, path: str) -> tuple[str, int]:
+    """Copy what the file held when it was opened; what is appended meanwhile is not waited for."""
     digest, size = hashlib.sha256(), 0
+    expected = os.fstat(source).st_size or 1 << 62  # files of /proc say 0 and have more
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)
-    while n := os.readv(source, [buffer]):
+    while size < expected:
+        try:
+            n = os.readv(source, [view[: min(_CHUNK, expected - size)]])
+        except OSError as error:
+            raise UnreadableFile(error.errno, f"cannot read {path}: {error.strerror}") from None
+        if not n:
+            break
         digest.update(view[:n])
         _write_all(target, view[:n])
         size += n
@@ -146,8 +166,12 @@ def _hash(fd: int) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def publish(spool: Spool, run: RunFolder, digests: Iterable[str]) -> None:
-    """Make a run's blobs durable and known to the whole spool. Repeating it is harmless; a blob that is gone is skipped."""
+def publish(spool: Spool, run: RunFolder, digests: Iterable[str]) -> list[str]:
+    """Make a run's blobs durable and known to the whole spool. Repeating it is harmless; a blob that is gone is skipped.
+
+    Returns the digests whose bytes do not match them (a power cut before the fsync): those stay out of the pool.
+    """
+    damaged = []
     own_synced = False
     for digest in digests:
         own, pooled = os.path.join(run.blobs, digest), spool.pool_path(digest)
@@ -158,6 +182,9 @@ def publish(spool: Spool, run: RunFolder, digests: Iterable[str]) -> None:
         except FileNotFoundError:
             continue
         try:
+            if _hash(fd)[0] != digest:
+                damaged.append(digest)
+                continue
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -167,9 +194,12 @@ def publish(spool: Spool, run: RunFolder, digests: Iterable[str]) -> None:
         atomic.make_folder(os.path.dirname(pooled))
         try:
             atomic.link(own, pooled)
-        except OSError:
-            continue  # no hard links here: each run keeps its own copy
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            continue  # each run keeps its own copy
         atomic.sync_folder(os.path.dirname(pooled))
+    return damaged
 
 
 def path_of(spool: Spool, run: RunFolder, digest: str) -> str | None:

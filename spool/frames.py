@@ -34,7 +34,10 @@ class Shape:
     types: str
 
     def layout(self, flags: int) -> struct.Struct:
-        """Return the layout of a whole frame: its first 8 bytes, sequence, boot ns, shape, step, [time], [timestamp µs], columns, checksum."""
+        """Return the layout of a whole frame.
+
+        Its first 8 bytes, sequence, boot ns, shape, step, [time], [timestamp µs], columns, checksum.
+        """
         extra = ("d" if flags & HAS_TIME else "") + ("q" if flags & HAS_TIMESTAMP else "")
         return struct.Struct("<8sQqIq" + extra + "".join(_COLUMN[t] for t in self.types) + "I")
 
@@ -114,13 +117,9 @@ class Decoded:
     marks: list[tuple[int, int]] = field(default_factory=list)
 
 
-def encode_json(kind: int, seq: int, boot_ns: int, body: dict[str, Any], crc_seed: int) -> bytes:
-    """Return the frame of a JSON record.
-
-    Raises InvalidRecord when the body cannot be JSON, or the frame would be over 1 MiB.
-    """
-    payload = records.encode(body)
-    length = (HEAD_SIZE + len(payload) + 4 + 7) & ~7
+def build(kind: int, seq: int, boot_ns: int, payload: bytes, crc_seed: int) -> bytes:
+    """Return the frame of a JSON payload. Raises InvalidRecord when it would be over 1 MiB."""
+    length = framed_size(len(payload))
     if length > MAX_FRAME:
         raise InvalidRecord(
             f"a {records.label(kind)} record of {len(payload)} bytes is over the limit of {MAX_FRAME - 64}: save it as a file instead"
@@ -128,6 +127,19 @@ def encode_json(kind: int, seq: int, boot_ns: int, body: dict[str, Any], crc_see
     payload = payload.ljust(length - HEAD_SIZE - 4)
     head = HEAD.pack(MARKER, kind, 0, length, seq, boot_ns)
     return head + payload + _CRC.pack(zlib.crc32(payload, zlib.crc32(head, crc_seed)))
+
+
+def framed_size(payload: int) -> int:
+    """Return the size of the frame of a payload of so many bytes."""
+    return max(MIN_FRAME, (HEAD_SIZE + payload + 4 + 7) & ~7)
+
+
+def encode_json(kind: int, seq: int, boot_ns: int, body: dict[str, Any], crc_seed: int) -> bytes:
+    """Return the frame of a JSON record.
+
+    Raises InvalidRecord when the body cannot be JSON, or the frame would be over 1 MiB.
+    """
+    return build(kind, seq, boot_ns, records.encode(body), crc_seed)
 
 
 def encode_definition(shape: Shape, boot_ns: int, crc_seed: int) -> bytes:

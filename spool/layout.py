@@ -142,15 +142,17 @@ def segments(writer_folder: str) -> list[SegmentFile]:
         return []
     for name in names:
         stem, _, suffix = name.partition(".")
-        if suffix in {"open", "seg"} and stem.isdecimal() and stem.isascii() and len(stem) >= 6:
+        if suffix in {"open", "seg"} and stem.isdecimal() and stem.isascii() and 6 <= len(stem) <= 10:
             number = int(stem)
+            if not 0 < number < 1 << 32 or stem != f"{number:06d}":
+                continue
             if suffix == "seg" or number not in found:
                 found[number] = SegmentFile(number, os.path.join(writer_folder, name), suffix == "seg")
     return [found[n] for n in sorted(found)]
 
 
 def segment_path(writer_folder: str, number: int, suffix: str) -> str:
-    """Return a segment's path; the suffix is `open`, `seg` or `next`."""
+    """Return a segment's path; the suffix is `open`, `seg`, or `1.next`."""
     return os.path.join(writer_folder, f"{number:06d}.{suffix}")
 
 
@@ -167,6 +169,8 @@ def walk_files(folder: str) -> Iterator[str]:
 def _check_owner(path: str) -> None:
     info = os.lstat(path)
     if stat.S_ISLNK(info.st_mode):
+        if info.st_uid not in {0, os.geteuid()}:
+            raise InvalidSpool(f"{path} is a link that uid {info.st_uid} made: choose another spool with SIMSPOOL_DIR or --spool")
         info = os.stat(path)
     if not stat.S_ISDIR(info.st_mode):
         raise InvalidSpool(f"{path} is not a folder: choose another spool with SIMSPOOL_DIR or --spool")
@@ -189,7 +193,8 @@ def open_spool(path: str | os.PathLike[str], *, create: bool = False) -> Spool:
     if create and not os.path.exists(marker):
         atomic.make_folder(path)
         _check_owner(path)
-        if not os.path.exists(marker) and any(not n.startswith("SPOOL.tmp-") for n in os.listdir(path)):
+        others = [n for n in os.listdir(path) if not n.startswith("SPOOL")]
+        if others and not os.path.exists(marker):  # looked for last: another process may be making it
             raise InvalidSpool(f"{path} has other files and is not a spool: choose an empty folder with SIMSPOOL_DIR or --spool")
         atomic.write_json(marker, {"format": list(FORMAT), "id": ids.to_text(ids.new_id())}, exclusive=True)
     try:

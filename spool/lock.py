@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 from types import TracebackType
+from typing import Self
 
 from . import atomic
 from .errors import Locked
@@ -25,7 +26,9 @@ class SpoolLock:
         self._fd = -1
 
     def acquire(self) -> None:
-        """Take the lock. Raises Locked, naming the holder, when another process has it."""
+        """Take the lock. Raises Locked, naming the holder, when another process has it. Repeating is harmless."""
+        if self._fd >= 0:
+            return
         atomic.make_folder(os.path.dirname(self._path))
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -46,7 +49,7 @@ class SpoolLock:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> SpoolLock:
+    def __enter__(self) -> Self:
         self.acquire()
         return self
 

@@ -7,16 +7,17 @@ import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .segment_header import SegmentHeader
+from .segment_header import SegmentHeader, host_field
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """This machine and PID namespace, as a segment header names them."""
+    """This machine and PID namespace, as a segment header names them. Parts that the system hides are zero."""
 
     name: str
     boot_id: bytes
     pid_namespace: int
+    machine: bytes
 
 
 @lru_cache(maxsize=1)
@@ -31,7 +32,19 @@ def this_host() -> Host:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         namespace = 0
-    return Host(socket.gethostname(), boot_id, namespace)
+    return Host(socket.gethostname(), boot_id, namespace, _machine())
+
+
+def _machine() -> bytes:
+    """Return a digest of the machine id (which itself is to be kept private); zeros where there is none."""
+    import hashlib
+
+    try:
+        with open("/etc/machine-id", "rb") as f:
+            text = f.read(64).strip()
+    except OSError:
+        text = b""
+    return hashlib.sha256(b"simspool machine " + text).digest()[:16] if text else bytes(16)
 
 
 def start_ticks(pid: int) -> tuple[int, str] | None:
@@ -41,7 +54,10 @@ def start_ticks(pid: int) -> tuple[int, str] | None:
             fields = f.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return int(fields[19]), fields[0].decode()
+    try:
+        return int(fields[19]), fields[0].decode()
+    except (IndexError, ValueError):  # it ended while we read
+        return None
 
 
 def is_alive(header: SegmentHeader) -> bool | None:
@@ -50,7 +66,8 @@ def is_alive(header: SegmentHeader) -> bool | None:
     False needs proof: the pid is free, a zombie, or has another start time; or this host has booted since.
     """
     here = this_host()
-    if header.host != here.name[:64] or not any(here.boot_id):
+    same_machine = header.machine == here.machine and host_field(header.host) == host_field(here.name)
+    if not same_machine or not any(here.boot_id):  # cluster nodes may share a name ("localhost") or an image's machine id
         return None
     if header.boot_id != here.boot_id:
         return False

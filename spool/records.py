@@ -86,14 +86,19 @@ def _pack(value: Any) -> Any:
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def _unpack_object(obj: dict[str, Any]) -> Any:
-    if len(obj) == 1 and "$float" in obj:
-        tag = obj["$float"]
-        if isinstance(tag, str) and tag in _FLOATS:
-            return _FLOATS[tag]
-        if isinstance(tag, dict) and len(tag) == 1 and "object" in tag:
-            return tag["object"]
-    return obj
+def _unpack(value: Any) -> Any:
+    """Undo `_pack`, from the outside in: what is wrapped as an object is not looked at again."""
+    if isinstance(value, dict):
+        if len(value) == 1 and "$float" in value:
+            tag = value["$float"]
+            if isinstance(tag, str) and tag in _FLOATS:
+                return _FLOATS[tag]
+            if isinstance(tag, dict) and len(tag) == 1 and isinstance(tag.get("object"), dict):
+                value = tag["object"]
+        return {k: _unpack(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_unpack(v) for v in value]
+    return value
 
 
 def _refuse_constant(text: str) -> Any:
@@ -102,7 +107,7 @@ def _refuse_constant(text: str) -> Any:
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 _ascii_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True)
-_decoder = json.JSONDecoder(object_hook=_unpack_object, parse_constant=_refuse_constant)
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def encode(body: dict[str, Any]) -> bytes:
@@ -129,8 +134,10 @@ def decode(payload: bytes) -> dict[str, Any]:
     """
     try:
         body = _decoder.decode(payload.decode())
+        if b'$float"' in payload:
+            body = _unpack(body)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
     if not isinstance(body, dict):
-        raise ValueError(f"a record's body must be an object, not {type(body).__name__}")
+        raise ValueError(f"a record's body must be an object, not {type(body).__name__}")  # noqa: TRY004 - of the bytes, not the caller
     return body

@@ -15,7 +15,7 @@ MAJOR, MINOR = 1, 0
 SIZE = 1024
 STATIC_SIZE = 256
 CRC32_IEEE = 1
-_STATIC = struct.Struct("<8sHHHBB16s16sIIQQqqqQ16sII64s60x")
+_STATIC = struct.Struct("<8sHHHBB16s16sIIQQqqqQ16sII64s16s44x")
 _CRC = struct.Struct("<I")
 _SLOT = struct.Struct("<QII")
 _DROPS_AT, _REASONS = 256, 16
@@ -54,7 +54,7 @@ class Drop(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """The static part of a segment's header. Times are ns; `writer`, `run` and `boot_id` are 16 bytes."""
+    """The static part of a segment's header. Times are ns; `writer`, `run`, `boot_id` and `machine` are 16 bytes."""
 
     writer: bytes
     run: bytes
@@ -72,6 +72,7 @@ class SegmentHeader:
     rank: int | None
     host: str
     minor: int = MINOR
+    machine: bytes = bytes(16)
 
     @property
     def seed(self) -> int:
@@ -94,11 +95,10 @@ class SegmentHeader:
 
     def pack(self) -> bytes:
         """Return the 256 bytes of the static part, checksum included."""
-        host = self.host.encode(errors="replace")[:64].decode(errors="ignore").encode()
         body = _STATIC.pack(
             MAGIC, MAJOR, self.minor, SIZE, CRC32_IEEE, self.durability, self.writer, self.run, self.number, self.pid, self.first,
             self.start_ticks, self.anchor_boot, self.anchor_wall, self.origin_boot, self.pid_namespace, self.boot_id, self.uid,
-            0 if self.rank is None else self.rank + 1, host,
+            0 if self.rank is None else self.rank + 1, host_field(self.host), self.machine,
         )  # fmt: skip
         return body + _CRC.pack(zlib.crc32(body))
 
@@ -114,7 +114,7 @@ class SegmentHeader:
         if _CRC.unpack_from(static, STATIC_SIZE - 4)[0] != zlib.crc32(body):
             raise DamagedSegment("the segment header's checksum does not match")
         (_, major, minor, size, algorithm, durability, writer, run, number, pid, first, ticks, boot, wall, origin, namespace,
-         boot_id, uid, rank, host) = _STATIC.unpack(body)  # fmt: skip
+         boot_id, uid, rank, host, machine) = _STATIC.unpack(body)  # fmt: skip
         if major > MAJOR or algorithm != CRC32_IEEE or size != SIZE:
             raise NewerFormat(
                 f"the segment has format {major}.{minor}, this simspool reads {MAJOR}.x: upgrade simspool; nothing was changed"
@@ -122,8 +122,13 @@ class SegmentHeader:
         return cls(
             writer=writer, run=run, number=number, first=first, durability=durability, pid=pid, start_ticks=ticks, anchor_boot=boot,
             anchor_wall=wall, origin_boot=origin, pid_namespace=namespace, boot_id=boot_id, uid=uid,
-            rank=rank - 1 if rank else None, host=host.rstrip(b"\0").decode(errors="replace"), minor=minor,
+            rank=rank - 1 if rank else None, host=host.rstrip(b"\0").decode(errors="replace"), minor=minor, machine=machine,
         )  # fmt: skip
+
+
+def host_field(name: str) -> bytes:
+    """Return a host's name as the header holds it: at most 64 bytes of UTF-8."""
+    return name.encode(errors="replace")[:64].decode(errors="ignore").encode()
 
 
 def seed(writer: bytes, number: int) -> int:

@@ -3,89 +3,48 @@
 Guarantee (I1): a call that returns True has put its whole frame where SIGKILL cannot reach it. Against power cuts, see
 Durability. The limit: a mapped page that the disk fails to write back, and a network file system's own promises.
 
-Threads take one lock. A call from a signal handler or a destructor in the middle of another call of the same thread goes to a
-side writer, so it neither deadlocks nor tears the frame. A fork, also one that skips Python's hooks, is noticed by a page that
-the kernel wipes in the child, which then gets a writer of its own.
+Threads take turns. The turn is the one item of a dict: `del free[0]` takes it and `free[0] = None` gives it back, each one
+bytecode at which CPython neither switches threads nor runs signal handlers, so that no exception from outside can lose it, at a
+tenth of a lock's price. Who comes second looks at its own stack: when the call that holds the turn is further down there, this
+is a signal handler or a destructor, which must not wait; it records into a side writer. Otherwise it is another thread's turn for
+about a microsecond. A fork, also one that skips Python's hooks, is noticed by a page that the kernel wipes in the child; the
+child gets a new stream.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import mmap
 import os
 import struct
+import sys
 import threading
-import time
-import zlib
+import time as clock
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, TypeVar
 
-from . import atomic, frames, ids, layout, records, segment_header
-from .errors import InvalidRecord, SpaceExhausted
-from .filesystem import is_mappable
-from .frames import HAS_TIME, HAS_TIMESTAMP, MARKER, MAX_COLUMNS, MAX_SHAPES, Shape
-from .process import start_ticks, this_host
+from . import frames, ids, records, segment
+from .errors import InvalidRecord
+from .frames import HAS_TIME, HAS_TIMESTAMP, MAX_COLUMNS
 from .records import Kind
-from .segment import SEGMENT_MAX, OpenSegment, activate, discard, prepare, seal
-from .segment_header import Drop, Durability, SegmentHeader
+from .scalars import column_type, real, scalar, whole
+from .segment_header import Drop, Durability
+from .stream import PREPARE_AT, Opening, Origin, Stream, sync_segment
 
-_BOOT = time.CLOCK_BOOTTIME
-_boot_ns = time.clock_gettime_ns
-_crc32 = zlib.crc32
-_pack_crc = struct.Struct("<I").pack
-_MADV_WIPEONFORK = 18
-_PREPARE_AT = SEGMENT_MAX * 3 // 4
-_REOPEN_AFTER_NS = 1_000_000_000
-_SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-_DROPS_SIZE = 512
+__all__ = ["Origin", "Writer"]
+
+_BOOT = clock.CLOCK_BOOTTIME
+_clock_ns = clock.clock_gettime_ns
+_T = TypeVar("_T")
+_PLAIN = {float: "d", int: "q", bool: "?"}
 
 
-class _PidPage:
-    """Stands in for the wiped page on kernels without MADV_WIPEONFORK: a system call per look."""
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-
-    def __getitem__(self, _: int) -> int:
-        return int(os.getpid() == self._pid)
+class _OwnTurn(Exception):
+    """The turn is held further down this thread's own stack: waiting would be for ever."""
 
 
-def _fork_page() -> Any:
-    try:
-        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        page.madvise(_MADV_WIPEONFORK)
-    except (OSError, ValueError):
-        return _PidPage()
-    page[0] = 1
-    return page
-
-
-class _Entry(NamedTuple):
-    pack: Callable[..., bytes]
-    prefix: bytes
-    shape: int
-    size: int
-
-
-class Origin(NamedTuple):
-    """When the run began: wall clock (ns since 1970 UTC), and boot clock (ns) of the machine with this boot id."""
-
-    wall: int
-    boot: int
-    boot_id: bytes
-
-    @classmethod
-    def now(cls) -> Origin:
-        """Return an origin at this moment."""
-        boot, wall = _anchor()
-        return cls(wall, boot, this_host().boot_id)
-
-
-def _anchor() -> tuple[int, int]:
-    before = _boot_ns(_BOOT)
-    wall = time.time_ns()
-    return (before + _boot_ns(_BOOT)) // 2, wall
+class _TooLate(Exception):
+    """The interpreter is shutting down and the turn's holder will not run again."""
 
 
 class Writer:
@@ -111,60 +70,62 @@ class Writer:
         ring_every: int = 2_000_000,
         check_name: Callable[[str], None] | None = None,
     ) -> None:
-        self._parent_folder, self.run = folder, run
-        self.durability = durability
-        self._each = durability is Durability.EACH
+        self.run, self.durability, self.rank = run, durability, rank
         self.origin = origin or Origin.now()
-        self.rank = rank
-        self._mapped = mapped
-        self._on_fork = on_fork
         self.on_record = on_record
-        self._ring_every = ring_every
-        self._check_name = check_name
         self.ring_after = 0 if on_record is not None else 1 << 62
-        self.step = 0
-        self.last_error = ""
-        self._start()
-
-    def _start(self) -> None:
-        """(Re)begin as a writer of this process, with no file yet."""
-        self.id = ids.new_id()
-        self.folder = os.path.join(self._parent_folder, ids.to_text(self.id))
-        self._lock = threading.RLock()
-        self._busy = False
-        self._seq = 0
-        self._segment: OpenSegment | None = None
-        self._next: OpenSegment | None = None
-        self._retired: list[tuple[OpenSegment, int, list[Shape], int, int]] = []
-        self._store: Any = None
-        self._pos = self._limit = 0
-        self._header: SegmentHeader | None = None
-        self._number = 0
-        self._seed = 0
-        self._tables: tuple[dict[Any, _Entry], ...] = ({}, {}, {}, {}, {}, {}, {}, {})
-        self._plain = self._tables[0]
-        self._shapes: dict[tuple[tuple[str, ...], str], Shape] = {}
-        self._drops = [0] * 16
-        self._retry_at = 0
-        self._dirty = False
+        self._ring_every = ring_every
+        self._on_fork = on_fork
+        self._check_name = check_name
+        self._checked: set[tuple[Any, ...]] = set()
         self._side: Writer | None = None
-        self.closed = False
-        self._fork_page = _fork_page()
+        self._restarts: dict[int, Any] = {}
+        self._opening = Opening(folder, run, durability, self.origin, rank)
+        self._stream = Stream(self._opening, mapped)
+
+    @property
+    def id(self) -> bytes:
+        """The writer's id."""
+        return self._stream.id
 
     @property
     def id_text(self) -> str:
         """The writer's id as text."""
-        return ids.to_text(self.id)
+        return ids.to_text(self._stream.id)
+
+    @property
+    def folder(self) -> str:
+        """The writer's folder."""
+        return self._stream.folder
 
     @property
     def sequence(self) -> int:
         """Sequence of the last record."""
-        return self._seq
+        return self._stream.seq
+
+    @property
+    def step(self) -> int:
+        """The next default step."""
+        return self._stream.step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._stream.step = value
+
+    @property
+    def closed(self) -> bool:
+        """Whether the writer takes no more records."""
+        return self._stream.closed
+
+    @property
+    def last_error(self) -> str:
+        """What the disk said last, empty when it never refused."""
+        return self._stream.last_error
 
     @property
     def drops(self) -> dict[str, int]:
         """Records not taken, by reason, side writers included."""
-        counts = {Drop(i).label: n for i, n in enumerate(self._drops) if n}
+        counts = {Drop(i).label: n for i, n in enumerate(self._stream.drops) if n}
         if self._side is not None:
             for reason, n in self._side.drops.items():
                 counts[reason] = counts.get(reason, 0) + n
@@ -182,261 +143,201 @@ class Writer:
     ) -> bool:
         """Record metric values (kind METRICS) or a resource sample (kind RESOURCES) as one record.
 
-        `step`: default counts this writer's calls from 0. `time`: seconds since the run's start, default by the clock. `timestamp`: µs since
-        1970 UTC, or any text, kept as given. Values: float, int, bool, or what NumPy and torch have in their place.
+        `step`: default counts this writer's calls from 0. `time`: seconds since the run's start, default by the clock.
+        `timestamp`: µs since 1970 UTC, or any text, kept as given. Values: float, int, bool, or what NumPy and torch have in
+        their place.
         """
-        if self._fork_page[0] != 1:
-            self._after_fork()
-        key = (*values, *map(type, values.values()))
-        with self._lock:
-            if self._busy:
-                return self._aside().metrics(values, step, time, timestamp, kind)
-            self._busy = True
+        stream = self._stream
+        if stream.page[0] != 1:
+            stream = self._after_fork()
+        free = stream.free
+        held: Stream | None = stream
+        try:
+            del free[0]
+        except KeyError:
+            held = None
+        if held is None:
+            return self._metrics_anew(values, step, time, timestamp, kind)
+        kept = None
+        try:
+            now, seq = stream.now, stream.seq + 1
+            boot = _clock_ns(_BOOT)
+            frame = None
             try:
-                if time is None and timestamp is None:
-                    flags, extra = 0, ()
-                else:
-                    flags, extra = _given(time, timestamp)
-                table = self._plain if kind == 16 and not flags else self._tables[flags if kind == 16 else flags + 4]
-                entry = table.get(key)
-                if entry is None or self._pos + entry[3] > self._limit:
-                    entry = self._entry(table, key, values, flags, kind)
-                    if entry is None:
-                        return self._metrics_json(values, step, time, timestamp, kind)
-                pack, prefix, shape, size = entry
-                if step is None:
-                    step = self.step
-                elif step < 0:
-                    raise InvalidRecord(f"step must be 0 or more, not {step!r}")
-                pos, seq, boot = self._pos, self._seq + 1, _boot_ns(_BOOT)
-                end = pos + size
-                body = pack(prefix, seq, boot, shape, step, *extra, *values.values())
-                self._store[pos:end] = body + _pack_crc(_crc32(body, self._seed))
-                self._pos = end
-                self._seq = seq
-                self.step += 1
-                self._dirty = True
-                if self._each and not self._sync_now():
-                    return False
-                if boot > self.ring_after:
-                    self._ring(boot)
-                return True
-            except (struct.error, TypeError):
-                return self._metrics_json(values, step, time, timestamp, kind)
-            except OSError as error:
-                return self._failed(error)
-            except InvalidRecord:
-                raise
-            except BaseException:
-                self._reconcile()
-                raise
-            finally:
-                self._busy = False
+                used = stream.step if step is None else step
+                if kind == 16 and time is None and timestamp is None and type(values) is dict and used >= 0:
+                    frame = now.encode(values, seq, boot, used)
+            except (KeyError, TypeError, struct.error):
+                pass
+            if frame is None:
+                frame = _other_shape(stream, values, seq, boot, step, time, timestamp, kind)
+            if frame is not None:
+                pos = now.pos
+                end = pos + len(frame)
+                if end <= now.limit:
+                    now.store[pos:end] = frame
+                    now.pos = end
+                    stream.seq = seq
+                    stream.step += 1
+                    stream.dirty = True
+                    kept = not stream.each or stream.sync_now()
+        except OSError as error:
+            kept = stream.failed(error)
+        except BaseException:
+            stream.reconcile()
+            raise
+        finally:
+            free[0] = None
+            held = None  # for _is_inside
+            if stream.deferred is not None:
+                self._close_deferred(stream)
+        if kept is None:
+            return self._metrics_anew(values, step, time, timestamp, kind)
+        if boot > self.ring_after:
+            self._ring(boot)
+        return kept
+
+    def _metrics_anew(self, values: Mapping[str, Any], step: Any, time: Any, timestamp: Any, kind: int) -> bool:
+        """Record metrics the whole way: check and convert everything, then binary where that fits, else as JSON."""
+        if not isinstance(values, Mapping) or not values:
+            raise InvalidRecord("no metrics were given: pass a dict of names and numbers")
+        names = (*values,)
+        if names not in self._checked:
+            for name in names:
+                if not isinstance(name, str) or not 0 < len(name) <= frames.MAX_NAME:
+                    raise InvalidRecord(f"a metric's name must be text of 1 to {frames.MAX_NAME} characters: {name!r}"[:300])
+                if self._check_name is not None:
+                    self._check_name(name)
+            if len(self._checked) < frames.MAX_SHAPES:
+                self._checked.add(names)
+        plain = {name: scalar(name, value) for name, value in values.items()}
+        if step is not None:
+            step = whole("step", step)
+            if step < 0:
+                raise InvalidRecord(f"step must be 0 or more, not {step}")
+        if time is not None:
+            time = real("time", time)
+        if timestamp is not None and not isinstance(timestamp, str):
+            timestamp = whole("timestamp", timestamp)
+        stream = self._current()
+        given = (*map(type, values.values()),)
+        cached = given if type(values) is dict and all(map(column_type, given)) else None
+        kept: bool | None = None
+        try:
+            if _fits(plain, step, timestamp):
+                extra = tuple(x for x in (time, timestamp) if x is not None)
+                flags = (HAS_TIME if time is not None else 0) | (HAS_TIMESTAMP if timestamp is not None else 0)
+                types = "".join(_PLAIN[type(v)] for v in plain.values())
+                kept = self._alone(stream, stream.put_metrics, (kind, flags, *names), types, plain, cached, step, extra)
+            if kept is None:
+                used = self._alone(stream, stream.next_step)
+                body: dict[str, Any] = {"values": plain, "step": used if step is None else step}
+                body |= {} if time is None else {"time": time}
+                body |= {} if timestamp is None else {"timestamp": timestamp}
+                code = Kind.METRICS_JSON if kind == Kind.METRICS else Kind.RESOURCES_JSON
+                kept = self._alone(stream, stream.put, code, records.encode(body))
+        except _OwnTurn:
+            return self._aside().metrics(plain, step, time, timestamp, kind)
+        except _TooLate:
+            return stream.drop(Drop.SHUTDOWN)
+        self._ring(_clock_ns(_BOOT))
+        return kept
 
     def record(self, kind: int, body: dict[str, Any]) -> bool:
         """Record a JSON body under a kind."""
-        if self._fork_page[0] != 1:
-            self._after_fork()
-        with self._lock:
-            if self._busy:
-                return self._aside().record(kind, body)
-            self._busy = True
+        payload = records.encode(body)
+        stream = self._current()
+        try:
+            kept = self._alone(stream, stream.put, kind, payload)
+        except _OwnTurn:
+            return self._aside().record(kind, body)
+        except _TooLate:
+            return stream.drop(Drop.SHUTDOWN)
+        self._ring(0)
+        return bool(kept)
+
+    def count_drop(self, reason: Drop) -> bool:
+        """Count something that the caller could not record. Always False."""
+        stream = self._current()
+        try:
+            self._alone(stream, stream.drop, reason)
+        except _OwnTurn:
+            self._aside().count_drop(reason)
+        except _TooLate:
+            stream.drop(reason)
+        return False
+
+    def _ring(self, boot: int) -> None:
+        """Tell whoever listens that there is something to read: at `boot` (ns) for metrics, 0 for what must not wait."""
+        if self.on_record is not None and (not boot or boot > self.ring_after):
+            self.ring_after = boot + self._ring_every if boot else 0
+            with contextlib.suppress(Exception):  # a doorbell is a courtesy, it must not fail the record
+                self.on_record()
+
+    # ------------------------------------------------------------------ turns, forks
+
+    def _alone(self, stream: Stream, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Do some work of the stream in a turn of its own. An OSError counts as a drop, and gives False."""
+        free, waited = stream.free, 0
+        while True:
             try:
-                return self._append_json(kind, body)
+                del free[0]
+            except KeyError:
+                if _is_inside(stream, sys._getframe(1)):  # noqa: SLF001 - public in all but name
+                    raise _OwnTurn from None
+                if sys.is_finalizing():
+                    raise _TooLate from None
+                clock.sleep(min(waited * 1e-5, 1e-3))
+                waited += 1
+                continue
+            held: Stream | None = stream
+            try:
+                return work(*arguments)
             except OSError as error:
-                return self._failed(error)
+                return stream.failed(error)  # type: ignore[return-value]
             except InvalidRecord:
                 raise
             except BaseException:
-                self._reconcile()
+                stream.reconcile()
                 raise
             finally:
-                self._busy = False
+                free[0] = None
+                held = None  # noqa: F841 - for _is_inside
+                if stream.deferred is not None:
+                    self._close_deferred(stream)
 
-    def _append_json(self, kind: int, body: dict[str, Any]) -> bool:
-        if self.closed:
-            return self._drop(Drop.CLOSED)
-        frame = frames.encode_json(kind, self._seq + 1, _boot_ns(_BOOT), body, 0)
-        self._make_room(len(frame))
-        frame = frames.encode_json(kind, self._seq + 1, _boot_ns(_BOOT), body, self._seed)
-        pos = self._pos
-        self._store[pos : pos + len(frame)] = frame
-        self._pos = pos + len(frame)
-        self._seq += 1
-        self._dirty = True
-        if self._each and not self._sync_now():
-            return False
-        self._ring(0)
-        return True
+    def _aside(self) -> Writer:
+        """Return the writer for calls that interrupt another call of the same thread."""
+        if self._side is None:
+            o = self._opening
+            side = Writer(
+                o.folder, o.run, durability=o.durability, origin=o.origin, rank=o.rank, mapped=self._stream.mapped,
+                on_record=self.on_record, check_name=self._check_name,
+            )  # fmt: skip
+            if self._side is None:  # it may be made twice, by a call that interrupts this one
+                self._side = side
+                side.record(Kind.ATTACH, {"reason": "re-entrant", "of": self.id_text, "rank": self.rank})
+        return self._side
 
-    def _metrics_json(self, values: Mapping[str, Any], step: int | None, time: float | None, timestamp: int | str | None, kind: int) -> bool:
-        """Record what the binary form does not fit; also where bad values get their error."""
-        for name in values:
-            self._require_name(name)
-        plain = {name: scalar(name, value) for name, value in values.items()}
-        if not plain:
-            raise InvalidRecord("no metrics were given")
-        if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__")):
-            raise InvalidRecord(f"step must be an integer, not {step!r}")
-        if time is not None:
-            time = _real("time", time)
-        used = self.step if step is None else step.__index__()
-        if used < 0:
-            raise InvalidRecord(f"step must be 0 or more, not {step!r}")
-        if plain_again(plain, values) and len(plain) <= MAX_COLUMNS and used < 1 << 63 and not isinstance(timestamp, str):
-            self._busy = False
-            return self.metrics(plain, used, time, timestamp, kind)
-        body: dict[str, Any] = {"values": plain, "step": used}
-        if time is not None:
-            body["time"] = time
-        if timestamp is not None:
-            body["timestamp"] = timestamp
-        try:
-            kept = self._append_json(Kind.METRICS_JSON if kind == 16 else Kind.RESOURCES_JSON, body)
-        except OSError as error:
-            return self._failed(error)
-        if kept:
-            self.step += 1
-        return kept
+    def _current(self) -> Stream:
+        """Return this process's stream."""
+        stream = self._stream
+        return stream if stream.page[0] == 1 else self._after_fork()
 
-    def _entry(self, table: dict[Any, _Entry], key: Any, values: Mapping[str, Any], flags: int, kind: int) -> _Entry | None:
-        """Return the layout for this call, with room for its frame; None when it must go as JSON."""
-        if self.closed:
-            raise OSError(errno.EBADF, "the run is closed")
-        if not values or len(values) > MAX_COLUMNS:
-            return None
-        types = ""
-        for name, value in values.items():
-            code = _type_code(type(value))
-            if code is None:
-                return None
-            types += code
-            self._require_name(name)
-        names = tuple(values)
-        size = 40 + 8 * (len(names) + (flags & 1) + (flags >> 1))
-        if size > frames.MAX_FRAME or (sum(map(len, names)) > frames.MAX_FRAME // 8):
-            return None
-        self._make_room(size)
-        known = self._shapes.get((names, types))
-        if known is None:
-            if len(self._shapes) >= MAX_SHAPES:
-                return None
-            shape = Shape(len(self._shapes), names, types)
-            definition = frames.encode_definition(shape, _boot_ns(_BOOT), self._seed)
-            if self._pos + 2 * len(definition) + size > self._limit:
-                self._make_room(2 * len(definition) + size)
-                shape = Shape(len(self._shapes), names, types)
-                definition = frames.encode_definition(shape, _boot_ns(_BOOT), self._seed)
-            for _ in range(2):
-                self._store[self._pos : self._pos + len(definition)] = definition
-                self._pos += len(definition)
-            known = self._shapes[names, types] = shape
-        layout_ = known.layout(flags)
-        pack = struct.Struct(layout_.format[:-1]).pack
-        entry = _Entry(pack, struct.pack("<HBBI", MARKER, kind, flags, layout_.size), known.id, layout_.size)
-        # a segment change empties the tables in place, so `table` is still the current one
-        table[key] = entry
-        return entry
-
-    def _require_name(self, name: Any) -> None:
-        if not isinstance(name, str) or len(name) > frames.MAX_NAME:
-            raise InvalidRecord(f"a metric's name must be text of at most {frames.MAX_NAME} characters: {name!r}"[:300])
-        if self._check_name is not None:
-            self._check_name(name)
-
-    # ------------------------------------------------------------------ segments
-
-    def _make_room(self, size: int) -> None:
-        """Have `size` bytes free at the position: grow, rotate, or open the first segment. Raises OSError."""
-        if self._segment is None:
-            now = _boot_ns(_BOOT)
-            if now < self._retry_at:
-                raise SpaceExhausted(errno.ENOSPC, self.last_error or "the spool cannot be written")
-            self._retry_at = now + _REOPEN_AFTER_NS
-            if not os.path.isdir(self.folder):
-                atomic.make_folder(self.folder)
-            if self._mapped is None:
-                self._mapped = is_mappable(self.folder)
-            self._open_next()
-            self._retry_at = 0
-        segment = self._segment
-        assert segment is not None
-        needed = self._pos + size
-        if needed > SEGMENT_MAX and self._pos > segment_header.SIZE:
-            self._open_next()
-            segment = self._segment
-            needed = self._pos + size
-        if needed > segment.capacity:
-            segment.grow(needed)
-        self._limit = min(segment.capacity, max(SEGMENT_MAX, needed))
-
-    def _open_next(self) -> None:
-        """Make the next segment the current one; the old one is sealed later, by `maintain` or `close`."""
-        number = self._number + 1
-        segment = self._next or prepare(self.folder, number, mapped=bool(self._mapped))
-        self._next = None
-        header = self._make_header(number)
-        crc_seed = header.seed
-        try:
-            activate(self.folder, segment, header, self._drop_slots(crc_seed))
-        except BaseException:
-            discard(self.folder, segment)
-            raise
-        if self._segment is not None:
-            first = self._header.first if self._header else 1
-            self._retired.append((self._segment, self._pos, list(self._shapes.values()), first, self._seed))
-        self._segment, self._store, self._number, self._header, self._seed = segment, segment.store, number, header, crc_seed
-        self._pos = segment_header.SIZE
-        self._limit = min(segment.capacity, SEGMENT_MAX)
-        self._shapes.clear()
-        for table in self._tables:
-            table.clear()
-
-    def _make_header(self, number: int) -> SegmentHeader:
-        host = this_host()
-        boot, wall = _anchor()
-        origin = self.origin
-        origin_boot = origin.boot if origin.boot_id == host.boot_id and any(host.boot_id) else boot - (wall - origin.wall)
-        pid = os.getpid()
-        return SegmentHeader(
-            writer=self.id, run=self.run, number=number, first=self._seq + 1, durability=self.durability, pid=pid,
-            start_ticks=(start_ticks(pid) or (0, ""))[0], anchor_boot=boot, anchor_wall=wall, origin_boot=origin_boot,
-            pid_namespace=host.pid_namespace, boot_id=host.boot_id, uid=os.geteuid(), rank=self.rank, host=host.name,
-        )  # fmt: skip
-
-    def _drop_slots(self, crc_seed: int) -> bytes:
-        slots = bytearray(_DROPS_SIZE)
-        for reason, count in enumerate(self._drops):
-            if count:
-                at, raw = segment_header.drop_slot(reason, count, crc_seed)
-                slots[at - segment_header.STATIC_SIZE : at - segment_header.STATIC_SIZE + 16] = raw
-        return bytes(slots)
-
-    def _seal_retired(self) -> None:
-        while self._retired:
-            segment, end, shapes, first, crc_seed = self._retired[0]
-            seal(self.folder, segment, end, self._seal_frame(shapes, first, self._last_before(segment.number), crc_seed))
-            self._retired.pop(0)
-
-    def _last_before(self, number: int) -> int:
-        """Last sequence of a retired segment: the one before its successor's first."""
-        if self._header is not None and number == self._header.number:
-            return self._seq
-        for segment, _, _, first, _ in self._retired:
-            if segment.number == number + 1:
-                return first - 1
-        return (self._header.first if self._header else 1) - 1
-
-    def _seal_frame(self, shapes: list[Shape], first: int, last: int, crc_seed: int) -> bytes:
-        body: dict[str, Any] = {
-            "first": first, "last": last, "records": last - first + 1, "drops": self.drops,
-            "definitions": [{"shape": s.id, "names": list(s.names), "types": s.types} for s in shapes],
-        }  # fmt: skip
-        try:
-            return frames.encode_json(Kind.SEAL, 0, _boot_ns(_BOOT), body, crc_seed)
-        except InvalidRecord:  # very many long names: the doubled definitions in the segment must do
-            body["definitions"] = []
-            return frames.encode_json(Kind.SEAL, 0, _boot_ns(_BOOT), body, crc_seed)
+    def _after_fork(self) -> Stream:
+        """In a forked child: leave the parent's stream alone (its files, turn and mapping) and begin a new one."""
+        # a lock of this process's own, made in one step: any other may have been held when the fork came
+        with self._restarts.setdefault(os.getpid(), threading.RLock()):
+            old = self._stream
+            if old.page[0] == 1:
+                return old
+            self._side = None
+            self._stream = stream = Stream(self._opening, old.mapped, old.step, closed=old.closed)
+            if not old.closed:
+                self.record(Kind.ATTACH, {"reason": "fork", "of": ids.to_text(old.id), "rank": self.rank})
+                if self._on_fork is not None:
+                    self._on_fork(self)
+            return stream
 
     # ------------------------------------------------------------------ upkeep
 
@@ -445,238 +346,142 @@ class Writer:
 
         An fdatasync that fails leaves the segment for good: what comes later goes to a new one.
         """
-        if self._fork_page[0] != 1:
+        stream = self._stream
+        if stream.page[0] != 1 or stream.closed:
             return
-        with self._lock:
-            if self._busy or self._segment is None or self.closed:
+        with contextlib.suppress(_OwnTurn, _TooLate), stream.upkeep:
+            if stream.in_upkeep:  # a signal handler interrupted this very method
                 return
-            dirty, self._dirty = self._dirty, False
-            fd = os.dup(self._segment.fd) if dirty and self.durability is Durability.INTERVAL else -1
-            number = self._number + 1
-            want_next = self._next is None and self._pos > _PREPARE_AT
-            retired = [r for r in self._retired if not os.path.exists(layout.segment_path(self.folder, r[0].number, "seg"))]
-        if fd >= 0:
-            self._sync_fd(fd, number - 1)
-        side = self._side
-        if side is not None:
-            side.maintain()
-        if want_next:
-            with contextlib.suppress(OSError):  # the caller's thread tries again when it must, and counts what fails
-                prepared = prepare(self.folder, number, mapped=bool(self._mapped))
-                with self._lock:
-                    if self._next is None and self._number + 1 == number and not self.closed:
-                        self._next = prepared
-                        prepared = None  # type: ignore[assignment]
-                if prepared is not None:
-                    discard(self.folder, prepared)
-        if retired:
-            with self._lock, contextlib.suppress(OSError):
-                if not self._busy:
-                    self._seal_retired()
+            stream.in_upkeep = True
+            try:
+                if self.durability is Durability.INTERVAL and stream.dirty:
+                    self._sync_beside(stream)
+                if self._side is not None:
+                    self._side.maintain()
+                if stream.prepared is None and stream.now.pos > PREPARE_AT * segment.SEGMENT_MAX:
+                    prepared = stream.prepare_next(stream.number + 1)
+                    if prepared is not None:
+                        self._alone(stream, stream.adopt, prepared)
+                stream.seal_retired()
+            finally:
+                stream.in_upkeep = False
 
-    def _sync_fd(self, fd: int, number: int) -> None:
+    def _sync_beside(self, stream: Stream) -> bool:
+        """Make the current segment durable without keeping callers waiting; False when the disk refuses."""
+        fd, number = self._alone(stream, stream.begin_sync)
+        if fd < 0:
+            return True
         try:
-            os.fdatasync(fd)
+            sync_segment(fd, stream.folder, named=stream.named == number)
+            stream.named = number
         except OSError as error:
-            with self._lock:
-                self.last_error = f"fdatasync of segment {number}: {error.strerror}"
-                self._drop(Drop.IO_ERROR)
-                if self._number == number and not self._busy:
-                    self._abandon()
+            self._alone(stream, stream.give_up, number, error)
+            return False
         finally:
             os.close(fd)
+        return True
 
     def sync(self) -> bool:
         """Make everything recorded so far durable before returning; False when the disk refuses."""
-        with self._lock:
-            if self._segment is None or self._busy or self._fork_page[0] != 1:
-                return self._segment is None
-            self._dirty = False
-            return self._sync_now()
-
-    def _sync_now(self) -> bool:
-        assert self._segment is not None
+        stream = self._stream
+        if stream.page[0] != 1:
+            return True
         try:
-            os.fdatasync(self._segment.fd)
-        except OSError as error:
-            self.last_error = f"fdatasync of segment {self._number}: {error.strerror}"
-            self._drop(Drop.IO_ERROR)
-            self._abandon()
+            with stream.upkeep:
+                synced = self._sync_beside(stream)
+                return stream.seal_retired() and synced
+        except (_OwnTurn, _TooLate):
             return False
-        self._dirty = False
-        return True
-
-    def _abandon(self) -> None:
-        """Leave the current segment as it is, unsealed, and go on in a new one (never retry an fsync until it is 'ok')."""
-        if self._next is not None:
-            discard(self.folder, self._next)
-            self._next = None
-        try:
-            self._open_next()
-        except OSError as error:
-            self.last_error = error.strerror or str(error)
-            self._segment, self._limit, self._pos = None, 0, 0
-            for table in self._tables:
-                table.clear()
-        else:
-            self._retired.pop()
-
-    # ------------------------------------------------------------------ when things go wrong
-
-    def _drop(self, reason: Drop) -> bool:
-        """Count a record that was not taken, where a kill and a full disk cannot lose the count."""
-        self._drops[reason] += 1
-        if self._segment is not None and not self.closed:
-            at, raw = segment_header.drop_slot(reason, self._drops[reason], self._seed)
-            with contextlib.suppress(OSError, ValueError):
-                self._store[at : at + 16] = raw
-        return False
-
-    def count_drop(self, reason: Drop) -> bool:
-        """Count something that the caller could not record. Always False."""
-        if self._fork_page[0] != 1:
-            self._after_fork()
-        with self._lock:
-            return self._drop(reason)
-
-    def _failed(self, error: OSError) -> bool:
-        self.last_error = error.strerror or str(error)
-        if error.errno == errno.EBADF and self.closed:
-            return self._drop(Drop.CLOSED)
-        return self._drop(Drop.DISK_FULL if error.errno in _SPACE_ERRORS else Drop.IO_ERROR)
-
-    def _reconcile(self) -> None:
-        """After an exception from outside (KeyboardInterrupt in the middle): believe what the file says of the last frame."""
-        if self._segment is None:
-            return
-        head = os.pread(self._segment.fd, frames.HEAD_SIZE, self._pos)
-        if len(head) < frames.HEAD_SIZE:
-            return
-        marker, _, _, length, seq, _ = frames.HEAD.unpack(head)
-        if marker != MARKER or seq != self._seq + 1 or length > frames.MAX_FRAME:
-            return
-        frame = os.pread(self._segment.fd, length, self._pos)
-        if frames.check_frame(frame, self._seed, 0)[0] == "valid":
-            self._pos += length
-            self._seq = seq
-
-    def _aside(self) -> Writer:
-        """Return the writer for calls that interrupt another call of the same thread."""
-        if self._side is None:
-            self._side = Writer(
-                self._parent_folder, self.run, durability=self.durability, origin=self.origin, rank=self.rank, mapped=self._mapped,
-                on_record=self.on_record, check_name=self._check_name,
-            )  # fmt: skip
-            self._side.record(Kind.ATTACH, {"reason": "re-entrant", "of": self.id_text, "rank": self.rank})
-        return self._side
-
-    def _ring(self, boot: int) -> None:
-        """Tell whoever listens that there is something to read, at most every `ring_every` ns for metrics."""
-        if self.on_record is not None:
-            self.ring_after = boot + self._ring_every if boot else 0
-            with contextlib.suppress(Exception):  # a doorbell is a courtesy, it must not fail the record
-                self.on_record()
-
-    def _after_fork(self) -> None:
-        """In a forked child: leave the parent's writer alone (its files, lock and mapping) and become a new one."""
-        parent, step, was_closed = self.id_text, self.step, self.closed
-        self._start()
-        self.step = step
-        self.closed = was_closed
-        if was_closed:
-            return
-        self.record(Kind.ATTACH, {"reason": "fork", "of": parent, "rank": self.rank})
-        if self._on_fork is not None:
-            self._on_fork(self)
 
     def close(self, body: dict[str, Any] | None = None) -> bool:
         """Record the close, seal all segments durably, and let go of the files.
 
-        False when the close record or a seal could not be written: what was recorded stays readable. Repeating is harmless.
+        False when the close record or a seal could not be written: what was recorded stays readable. Repeating is harmless,
+        and tries again what was not sealed. A call that interrupts another call of the same thread takes effect when that one
+        returns.
         """
-        if self._fork_page[0] != 1:
-            self._after_fork()
-        with self._lock:
-            if self.closed:
-                return True
-            if self._side is not None:
-                self._side.close({"status": None, "reason": "re-entrant", "drops": {}})
-            kept = True
-            if body is not None:
-                try:
-                    kept = self._append_json(Kind.CLOSE, {**body, "drops": self.drops})
-                except OSError as error:
-                    kept = self._failed(error)
-            if self._next is not None:
-                discard(self.folder, self._next)
-                self._next = None
+        stream = self._current()
+        if self._side is not None:
+            self._side.close({"status": None, "reason": "re-entrant", "drops": {}})
+        try:
+            kept = self._alone(stream, self._finish, stream, body)
+        except _OwnTurn:
+            stream.deferred = (body,)
+            return True
+        except _TooLate:
+            return False
+        with stream.upkeep:
+            sealed = stream.seal_retired()
+        self._ring(0)
+        return bool(kept and sealed)
+
+    def _finish(self, stream: Stream, body: dict[str, Any] | None) -> bool:
+        if stream.closed:
+            return True
+        kept = True
+        if body is not None:
             try:
-                self._seal_retired()
-                if self._segment is not None:
-                    first = self._header.first if self._header else 1
-                    shapes = list(self._shapes.values())
-                    seal(self.folder, self._segment, self._pos, self._seal_frame(shapes, first, self._seq, self._seed))
+                kept = stream.put(Kind.CLOSE, records.encode({**body, "drops": self.drops}))
             except OSError as error:
-                self.last_error = error.strerror or str(error)
-                kept = False
-            self._segment, self._limit, self.closed = None, 0, True
-            for table in self._tables:
-                table.clear()
-            return kept
+                kept = stream.failed(error)
+        stream.closed = True
+        if stream.prepared is not None:
+            prepared, stream.prepared = stream.prepared, None
+            with contextlib.suppress(OSError):
+                segment.discard(prepared)
+        stream.retire()
+        return kept
+
+    def _close_deferred(self, stream: Stream) -> None:
+        deferred, stream.deferred = stream.deferred, None
+        if deferred is not None:
+            self.close(deferred[0])
 
 
-_NUMPY_CODES = {"f": "d", "i": "q", "u": "q"}
+def _is_inside(stream: Stream, frame: FrameType | None) -> bool:
+    """Say whether a call on this stack holds the stream's turn."""
+    while frame is not None:
+        if frame.f_code in _TAKERS and frame.f_locals.get("held") is stream:
+            return True
+        frame = frame.f_back
+    return False
 
 
-def _type_code(kind: type) -> str | None:
-    """Return the column type for values of a type; None for types that need a closer look at each value."""
-    if kind is float:
-        return "d"
-    if kind is int:
-        return "q"
-    if kind is bool:
-        return "?"
-    if kind.__module__ == "numpy" and "generic" in {base.__name__ for base in kind.__mro__}:
-        if "floating" in {base.__name__ for base in kind.__mro__}:
-            return "d"
-        if "integer" in {base.__name__ for base in kind.__mro__}:
-            return "q"
-    return None
+_TAKERS = frozenset({Writer.metrics.__code__, Writer._alone.__code__})  # noqa: SLF001 - own class
 
 
-def scalar(name: str, value: Any) -> float | int | bool:
-    """Return a metric's value as a plain Python number. Raises InvalidRecord, naming the metric, when it is not a single real number."""
-    if isinstance(value, (bool, int, float)):
-        return value if type(value) in {bool, int, float} else (int(value) if isinstance(value, int) else float(value))
-    item = getattr(value, "item", None)
-    if item is not None and callable(item):
-        try:
-            value = item()
-        except (ValueError, RuntimeError, TypeError):
-            raise InvalidRecord(f"metric {name!r} has {getattr(value, 'size', 'several')} values: log one number, or save_object the array") from None
-        if isinstance(value, (bool, int, float)):
-            return value
-    return _real(f"metric {name!r}", value)
+def _other_shape(
+    stream: Stream, values: Any, seq: int, boot: int, step: Any, time: Any, timestamp: Any, kind: int
+) -> bytes | None:
+    """Return the frame for a shape that was used before in this segment, though not in the last call; None when there is none."""
+    if type(values) is not dict:
+        return None
+    flags = (HAS_TIME if time is not None else 0) | (HAS_TIMESTAMP if timestamp is not None else 0)
+    try:
+        encode = stream.now.encoders.get((kind, flags, *values))
+        used = stream.step if step is None else step
+        if encode is None or used < 0:
+            return None
+        extra = () if time is None else (time,)
+        if timestamp is not None:
+            extra += (timestamp,)
+        frame = encode(values, seq, boot, used, *extra)
+    except (KeyError, TypeError, struct.error):
+        return None
+    if frame is not None and not flags and kind == Kind.METRICS:
+        stream.now.encode = encode
+    return frame
 
 
-def _real(what: str, value: Any) -> float:
-    if not isinstance(value, (str, bytes, bytearray, complex)) and (hasattr(value, "__float__") or hasattr(value, "__index__")):
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    raise InvalidRecord(f"{what} must be a real number, not {type(value).__name__} {value!r}"[:300])
-
-
-def plain_again(plain: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Say whether the plain numbers fit the binary form, and differ in type from what was given (so a second try helps)."""
-    fits = all(not isinstance(v, int) or -(1 << 63) <= v < 1 << 63 for v in plain.values())
-    return fits and any(type(v) is not type(plain[k]) for k, v in values.items())
-
-
-def _given(time: float | None, timestamp: int | str | None) -> tuple[int, tuple[Any, ...]]:
-    if isinstance(timestamp, str):
-        raise TypeError  # as JSON
-    if timestamp is None:
-        return HAS_TIME, (time,)
-    return (HAS_TIMESTAMP, (timestamp,)) if time is None else (HAS_TIME | HAS_TIMESTAMP, (time, timestamp))
+def _fits(plain: Mapping[str, Any], step: int | None, timestamp: int | str | None) -> bool:
+    """Say whether plain numbers have a binary form."""
+    size = 48 + 8 * len(plain)
+    return (
+        len(plain) <= MAX_COLUMNS
+        and size <= frames.MAX_FRAME
+        and sum(map(len, plain)) <= frames.MAX_FRAME // 8
+        and all(type(v) is not int or -(1 << 63) <= v < 1 << 63 for v in plain.values())
+        and (step is None or step < 1 << 63)
+        and not isinstance(timestamp, str)
+        and (timestamp is None or -(1 << 63) <= timestamp < 1 << 63)
+    )
