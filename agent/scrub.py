@@ -8,11 +8,11 @@ end of an unsealed segment leaves no trace.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from simspool.spool import DamagedBlob, Kind, NewerFormat, RunFolder, Spool, Tail, blobs, layout, process, reader
+from simspool.spool import DamagedBlob, Kind, NewerFormat, RunFolder, Spool, Tail, blobs, ids, layout, process, reader
 from simspool.spool.frames import Record
 from simspool.spool.reader import read_drop_counts
 
@@ -24,8 +24,9 @@ _IN_SEGMENT = frozenset({"corrupt", "torn", "loss", "header", "drops", "missing"
 class Finding:
     """One thing that a scrub found.
 
-    `kind` is a `Damage` kind (corrupt, torn, loss, header, drops, missing), lost (sequences that no damage names), or blob-damaged, blob-missing, unreadable (all of them
-    damage), newer (a newer format, left alone) or dropped (records that were refused when they were made, by reason: counted, no damage).
+    `kind` is a `Damage` kind (corrupt, torn, loss, header, drops, missing), lost (sequences that no damage names), blob-damaged,
+    blob-missing or unreadable (all of them damage), newer (a newer format, left alone) or dropped (records that were refused when
+    they were made, by reason: counted, no damage).
     `start` and `end` bound the bytes in `path`, `first` and `last` the sequences that are lost, 0 where there are none or nobody can know.
     """
 
@@ -54,16 +55,34 @@ class Finding:
         return out
 
 
+    def __str__(self) -> str:
+        """Return the finding on one line."""
+        parts = [self.kind, self.path]
+        if self.end:
+            parts.append(f"bytes {self.start}-{self.end}")
+        if self.last >= self.first > 0:
+            parts.append(f"records {self.first}-{self.last}")
+        elif self.first:
+            parts.append(f"records from {self.first}")
+        return "  ".join([*parts, self.detail] if self.detail else parts)
+
+
 @dataclass(slots=True)
 class Totals:
-    """What a scrub has read so far; filled while it goes."""
+    """What a scrub has read so far; filled while it goes. `progress` hears of the bytes."""
 
+    progress: Callable[[int], None] = lambda _: None
     runs: int = 0
     writers: int = 0
     segments: int = 0
     records: int = 0
     blobs: int = 0
     bytes: int = 0
+
+    def read(self, count: int) -> None:
+        """Count bytes."""
+        self.bytes += count
+        self.progress(self.bytes)
 
 
 class _Seen:
@@ -116,7 +135,7 @@ def is_dead(folder: str, run: str, *, assume: bool = False) -> bool:
         except FileNotFoundError:
             continue  # sealed in this moment
         try:
-            header, good = reader.read_header(fd, os.path.basename(folder), layout.ids.from_text(run), segment.number, None)
+            header, good = reader.read_header(fd, os.path.basename(folder), ids.from_text(run), segment.number, None)
         finally:
             os.close(fd)
         if good:
@@ -153,7 +172,7 @@ def _writer(spool: Spool, run: RunFolder, folder: str, dead: bool, totals: Total
         for chunk in tail.read(dead=dead):
             if chunk.segment != last_segment:
                 totals.segments, last_segment = totals.segments + 1, chunk.segment
-            totals.bytes += chunk.end - chunk.start
+            totals.read(chunk.end - chunk.start)
             for d in chunk.damage:
                 named.add((d.first, d.last))
                 yield Finding(d.kind, _segment_path(folder, d.segment), run.id, writer, d.start, d.end, d.first, d.last)
@@ -190,7 +209,7 @@ def _blob_folder(folder: str, run: str, seen: _Seen, totals: Totals) -> Iterator
         path = os.path.join(folder, name)
         try:
             if seen.add(path):
-                totals.bytes += blobs.verify(path, name)
+                totals.read(blobs.verify(path, name))
                 totals.blobs += 1
         except FileNotFoundError:
             continue  # pruned while we looked

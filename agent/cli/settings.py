@@ -1,0 +1,95 @@
+"""The options that every command takes, and what they resolve to with the configuration files and the environment."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from simspool.agent.exit_codes import CommandError, ExitCode
+from simspool.spool import Spool, open_spool
+
+if TYPE_CHECKING:
+    from simspool.sdk.config import Config
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_TOKEN_LIMIT = 64 << 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One command's view of the configuration: the command line first, then the environment, then the files."""
+
+    spool_option: str | None = None
+    url_option: str | None = None
+    token_file: str | None = None
+    json: bool = False
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration in force: the SDK's, so that script and agent agree. Raises CommandError for what cannot be used."""
+        from simspool.sdk.config import load_config
+        from simspool.sdk.errors import ConfigError
+
+        try:
+            return load_config(spool=self.spool_option, server_url=self.url_option, server_token=self._token_in_file())
+        except ConfigError as error:
+            raise CommandError(ExitCode.USAGE, str(error)) from None
+
+    @property
+    def spool_dir(self) -> str:
+        """The spool's folder."""
+        return self.config.spool_dir
+
+    @property
+    def server_url(self) -> str | None:
+        """The server's address, or None."""
+        return self.config.server_url
+
+    @property
+    def server_token(self) -> str | None:
+        """The server's token, or None."""
+        return self.config.server_token
+
+    def _token_in_file(self) -> str | None:
+        if self.token_file is None:
+            return None
+        try:
+            with open(self.token_file, encoding="ascii") as f:
+                token = f.read(_TOKEN_LIMIT).strip()
+        except (OSError, UnicodeError) as error:
+            raise CommandError(ExitCode.USAGE, f"cannot read the token in {self.token_file}: {error}") from None
+        if not token or len(token.split()) != 1:
+            raise CommandError(ExitCode.USAGE, f"{self.token_file} holds no token: one word is expected, as `agent serve` writes it")
+        return token
+
+    def open_spool(self, *, create: bool = False) -> Spool:
+        """Open the spool. Raises InvalidSpool or NewerFormat, and CommandError when the disk refuses."""
+        try:
+            return open_spool(self.spool_dir, create=create)
+        except OSError as error:
+            what = error.strerror or error
+            raise CommandError(ExitCode.SPOOL_UNUSABLE, f"cannot use the spool {self.spool_dir}: {what}") from None
+
+
+def common(function: Callable[Concatenate[Settings, P], R]) -> Callable[P, R]:
+    """Give a command `--spool`, `--url`, `--token-file` and `--json`; it gets them as its first argument, a Settings."""
+
+    @click.option("--spool", "spool_option", metavar="DIR", help="The spool's folder (SIMSPOOL_DIR).")
+    @click.option("--url", "url_option", metavar="URL", help="The server's address (SIMSPOOL_URL).")
+    @click.option(
+        "--token-file", metavar="FILE", type=click.Path(dir_okay=False), help="A file with the server's token (else SIMSPOOL_TOKEN)."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print lines of JSON.")
+    @functools.wraps(function)
+    def command(*args: Any, **options: Any) -> R:
+        settings = Settings(
+            options.pop("spool_option"), options.pop("url_option"), options.pop("token_file"), options.pop("as_json")
+        )
+        return function(settings, *args, **options)
+
+    return command
