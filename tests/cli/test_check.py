@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simspool.agent.scrub import Totals, scrub
-from simspool.spool import Drop, Spool, layout
+from simspool.spool import Drop, Kind, Spool, Writer, ids, layout, open_spool
 
 
 def _snapshot(folder: str) -> dict[str, tuple[str, int]]:
@@ -114,3 +114,20 @@ def test_scrub_serves_programs_too(make: Any, spool: Spool) -> None:
     totals = Totals()
     assert list(scrub(spool, [run.id], totals=totals)) == []
     assert (totals.runs, totals.writers, totals.segments, totals.records) == (1, 1, 1, 13)
+
+
+def test_a_torn_tail_of_a_killed_writer_is_reported_and_is_no_damage(tmp_path: Path) -> None:
+    """The call that was writing had not returned: nothing that was acknowledged is missing."""
+    spool = open_spool(tmp_path / "torn", create=True)
+    raw = ids.new_id()
+    folder = spool.run(ids.to_text(raw))
+    os.makedirs(folder.writers)
+    pid = os.fork()
+    if pid == 0:
+        writer = Writer(folder.writers, raw, mapped=False)
+        writer.record(Kind.RUN, {"name": "torn"})
+        os.write(os.open(f"{writer.folder}/000001.open", os.O_WRONLY | os.O_APPEND), b"\xf7\x5a\x10\x00\x40\x00\x00\x00")
+        os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    [finding] = list(scrub(spool))
+    assert (finding.kind, finding.is_damage) == ("torn", False)

@@ -121,6 +121,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "agent/drain/ranges.py": {"fdatasync"},  # W8: a range before its intent
     "agent/ingest/wake.py": {"unlink"},  # its own socket
     "agent/journal/journal.py": {"rmtree"},  # journal segments that a checkpoint made obsolete
+    "agent/retention.py": {"rmtree"},  # a pruned run, after its receipts and its journaled prune
     "agent/server/blobstore.py": {"replace", "fsync", "unlink"},  # the server's own blobs
     "agent/server/identity.py": {"replace", "fsync"},  # the server's own token and secret
 }
