@@ -13,13 +13,15 @@ from aiohttp import web
 
 from simspool.spool import RunNotFound, atomic
 
-from .status import overview
+from .exit_codes import ExitCode
+from .status import last_server, overview
 from .sync import Selection, SyncReport
 
 if TYPE_CHECKING:
     from .app import Agent
 
 _UCRED = struct.Struct("3i")
+_SIGN_OF_LIFE = 5.0  # seconds between lines, at most
 
 
 class LocalApi:
@@ -62,26 +64,32 @@ class LocalApi:
 
     async def _status(self, _: web.Request) -> web.Response:
         agent = self._agent
-        body = await agent.work(overview, agent.catalog, agent.spool, agent.drain.server if agent.drain else "")
+        body = await agent.work(self._overview)
         drain = agent.drain
+        ingest = agent.ingest_loop.problem if agent.ingest_loop else ""
         body["agent"] = {
             "pid": os.getpid(),
             "since": agent.started,
             "url": agent.config.url,
             "drain": drain.state if drain else "no-target",
-            "problem": (drain.problem if drain else agent.target_problem) or agent.disk_problem,
+            "problem": ingest or (drain.problem if drain else agent.target_problem) or agent.disk_problem,
             "following": len(agent.ingest.active),
             "problems": {**agent.ingest.problems, **(drain.delivered.problems if drain else {})},
         }
         return web.json_response(body)
 
+    def _overview(self) -> dict[str, Any]:
+        agent = self._agent
+        server = agent.drain.server if agent.drain else ""
+        return overview(agent.catalog, agent.spool, server or last_server(agent.catalog, agent.config.url))
+
     async def _sync(self, request: web.Request) -> web.StreamResponse:
         try:
             body = await request.json()
             selection, timeout = Selection.parse(body), body.get("timeout")
-            if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+            if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < 1e9):
                 raise ValueError("timeout")
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             raise web.HTTPUnprocessableEntity(text='{"detail": "a body {runs, folder, tags, where, timeout} is expected"}') from None
         answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await answer.prepare(request)
@@ -93,20 +101,26 @@ class LocalApi:
 
         task = asyncio.create_task(self._agent.sync(selection, timeout=timeout, progress=progress))
         try:
+            last: dict[str, Any] = {}
             while not task.done():
                 getter = asyncio.ensure_future(lines.get())
-                await asyncio.wait([task, getter], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([task, getter], return_when=asyncio.FIRST_COMPLETED, timeout=_SIGN_OF_LIFE)
                 if getter.done():
-                    await answer.write(json.dumps(getter.result()).encode() + b"\n")
+                    last = getter.result()
                 else:
                     getter.cancel()
+                if last and not task.done():
+                    await answer.write(json.dumps(last).encode() + b"\n")
             try:
                 result = (await task).as_dict()
             except RunNotFound as error:
-                result = {"error": str(error)}
+                result = {"error": str(error), "exit_code": ExitCode.RUN_NOT_FOUND}
+            except Exception as error:  # noqa: BLE001 - the other process has to be told
+                result = {"error": f"the running agent could not do it: {error}", "exit_code": ExitCode.ERROR}
             await answer.write(json.dumps({**result, "final": True}).encode() + b"\n")
         finally:
             task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         await answer.write_eof()
         return answer
 

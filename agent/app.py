@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,16 +20,20 @@ from simspool.spool import Spool, atomic
 from simspool.spool.lock import SpoolLock
 from simspool.spool.process import start_ticks
 
+from .api import LocalApi
 from .catalog import Catalog
-from .catalog.store import catalog_path
+from .catalog.store import catalog_path, is_damage
 from .clock import Clock, SystemClock
 from .config import AgentConfig, host_file, runtime_folder
 from .drain.backoff import Backoff
 from .drain.loop import Drain
 from .drain.network import NetworkWatch
+from .exit_codes import CommandError, ExitCode
 from .ingest import Ingest
+from .ingest.loop import IngestLoop
 from .ingest.wake import Doorbell, FolderWatch
 from .journal import Journal
+from .retention import Retention
 from .sync import Goals, Selection, SyncReport
 from .targets.embedded import EmbeddedTarget
 from .targets.port import Refused, Target
@@ -35,10 +41,8 @@ from .targets.port import Refused, Target
 T = TypeVar("T")
 Report = Callable[[str], None]
 
-_FAST, _SLOWEST_LIVE, _SLOWEST_IDLE = 0.05, 1.0, 30.0  # seconds between looks at the spool
-_SCAN_SHARE = 0.005  # of the time may go into scanning
-_BURY_EVERY = 2.0
 _ATTEMPTS, _STALL = 4, 20.0
+_LONGEST_WAIT = 60.0  # seconds that a sync without a timeout waits because the server asks for it
 
 
 class Agent:
@@ -57,20 +61,18 @@ class Agent:
         self._target, self._backoff = target, backoff
         self._lock = SpoolLock(self.spool)
         self._executor: ThreadPoolExecutor | None = None
-        self._news = asyncio.Event()
-        self._hot: set[str] = set()
-        self._scan_wanted = True
-        self._ingested = asyncio.Condition()
-        self._passes = 0
         self.drain: Drain | None = None
         self.started = time.time()
         self.target_problem = ""
         self.disk_problem = ""
+        self.ingest_loop: IngestLoop | None = None
+        self.condemned = False
 
     # ------------------------------------------------------------------ life
 
     async def __aenter__(self) -> Self:
         self._lock.acquire()
+        self.condemned = False
         try:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="simspool")
             await self.work(self._open)
@@ -81,22 +83,38 @@ class Agent:
 
     def _open(self) -> None:
         self.catalog = Catalog(catalog_path(self.spool))
-        self.journal = Journal(self.spool, self.catalog)
-        self.ingest = Ingest(self.spool, self.catalog)
+        try:
+            self.journal = Journal(self.spool, self.catalog)
+            self.ingest = Ingest(self.spool, self.catalog, report=self.report)
+            with contextlib.suppress(OSError):  # housekeeping tries again
+                Retention(self.spool, self.catalog, self.journal, self.config.grace).finish()
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                self.catalog.close()
+                raise
+            self.catalog.condemn()
+            self._open()
+        except BaseException:
+            self.catalog.close()
+            raise
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        def close() -> None:
-            with contextlib.suppress(OSError):  # a journal that cannot be sealed is read as it is
-                self.journal.close()
-            self.ingest.close()
-            self.catalog.close()
-
         try:
             if self._target is not None:
                 await self._target.close()
-            await self.work(close)
         finally:
-            self._shut()
+            try:
+                await self.work(self._close)
+            finally:
+                self._shut()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError, sqlite3.Error):  # a journal that cannot be sealed is read as it is
+            self.journal.close()
+        self.ingest.close()
+        if self.condemned:
+            self.catalog.condemn()
+        self.catalog.close()
 
     def _shut(self) -> None:
         if self._executor is not None:
@@ -127,12 +145,13 @@ class Agent:
 
     async def serve(self, stop: asyncio.Event, *, ready: Callable[[], None] = lambda: None) -> None:
         """Ingest, drain and answer until `stop` is set; then stop clean: what is acknowledged is journaled, the rest stays."""
-        from .api import LocalApi
         from .housekeeping import Housekeeping
 
         folder = runtime_folder(self.spool)
-        bell = self._start_bell(folder)
         watch = FolderWatch(self.spool, self._files_changed)
+        loop = IngestLoop(self.ingest, self.work, watch, self._taken, self.report)
+        self.ingest_loop = loop
+        bell = self._start_bell(folder, loop.rung)
         atomic.make_folder(self.spool.runs)
         problem = watch.start()
         if problem:
@@ -144,39 +163,57 @@ class Agent:
         network.start()
         api = LocalApi(self, folder)
         housekeeping = Housekeeping(self)
-        tasks = [asyncio.create_task(self._ingest_loop(watch))]
+        tasks = [asyncio.create_task(loop.run())]
         if self.drain is not None:
             tasks.append(asyncio.create_task(self.drain.run()))
+        waiting = asyncio.create_task(stop.wait())
         try:
-            await api.start()
-            self._announce(bell, api.path)
+            await self._reachable(bell, api)
             housekeeping.start()
             ready()
-            waiting = asyncio.create_task(stop.wait())
             await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
             for task in tasks:
                 if task.done():
-                    task.result()  # a loop that ended by itself ended by an error
+                    self._ended(task)
         finally:
             housekeeping.stop()
-            atomic.remove(host_file(self.spool))
+            with contextlib.suppress(OSError):
+                atomic.remove(host_file(self.spool))
             await api.stop()
             network.stop()
             if bell is not None:
                 bell.stop()
+            waiting.cancel()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(waiting, *tasks, return_exceptions=True)
             watch.stop()
 
-    def _start_bell(self, folder: str | None) -> Doorbell | None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A loop that ended by itself ended by an error: the agent stops with it, and whoever supervises it starts it again."""
+        error = task.exception()
+        if error is not None and is_damage(error):
+            self.condemned = True
+            raise CommandError(
+                ExitCode.ERROR, f"the catalog {self.catalog.path} is damaged ({error}): start again, it is set aside and rebuilt"
+            ) from None
+        task.result()
+
+    async def _reachable(self, bell: Doorbell | None, api: LocalApi) -> None:
+        """Open the local API and announce it. Where that fails, commands and scripts do without."""
+        try:
+            await api.start()
+            self._announce(bell, api.path)
+        except OSError as error:
+            self.report(f"this agent cannot be reached by commands and scripts: {error}; new data is found by scanning")
+
+    def _start_bell(self, folder: str | None, rung: Callable[[str], None]) -> Doorbell | None:
         if folder is None:
             self.report(
                 "no folder for sockets is short and safe enough (XDG_RUNTIME_DIR): scripts cannot ring, new data is found by scanning"
             )
             return None
-        bell = Doorbell(os.path.join(folder, "bell"), self._rung)
+        bell = Doorbell(os.path.join(folder, "bell"), rung)
         try:
             bell.start()
         except OSError as error:
@@ -191,63 +228,17 @@ class Agent:
         body = {"bell": bell.path if bell else None, "api": api, "pid": pid, "start_ticks": (start_ticks(pid) or (0, ""))[0]}
         atomic.write_json(path, body)
 
-    def _rung(self, writer: str) -> None:
-        self._hot.add(writer)
-        self._news.set()
-
     def _files_changed(self) -> None:
-        self._scan_wanted = True
-        self._news.set()
+        if self.ingest_loop is not None:
+            self.ingest_loop.files_changed()
+
+    def _taken(self) -> None:
+        if self.drain is not None:
+            self.drain.wake()
 
     def _network_changed(self) -> None:
         if self.drain is not None:
-            self.drain.network_changed()
-
-    async def _ingest_loop(self, watch: FolderWatch) -> None:
-        """Look at the spool: at once when there is news, else ever more slowly."""
-        pause, next_scan, next_bury = 0.0, 0.0, 0.0
-        while True:
-            await self._wait_for_news(pause)
-            now = time.monotonic()
-            scan_due = self._scan_wanted or now >= next_scan
-            hot, self._hot = self._hot, set()
-            self._scan_wanted = False
-            found = 0
-            if scan_due:
-                found = await self.work(self.ingest.scan)
-                cost = time.monotonic() - now
-                next_scan = now + min(max(cost / _SCAN_SHARE, 1.0), _SLOWEST_IDLE)
-                if found:
-                    watch.follow(await self.work(self.ingest.active_folders))
-            unknown = hot and not all(self.ingest.follows(w) for w in hot)
-            if unknown and not found:
-                self._scan_wanted = True  # a bell rang for a writer that the last scan did not see
-            progress = await self.work(self.ingest.read, None if scan_due or not hot else hot)
-            ended = 0
-            if now >= next_bury:
-                next_bury = now + _BURY_EVERY
-                ended = await self.work(self.ingest.bury)
-                self._scan_wanted = self._scan_wanted or ended > 0
-            if (progress.records or ended or found) and self.drain is not None:
-                self.drain.wake()
-            async with self._ingested:
-                self._passes += 1
-                self._ingested.notify_all()
-            if progress.more:
-                pause = 0.0
-            elif progress.records or found or ended:
-                pause = _FAST
-            else:
-                slowest = _SLOWEST_LIVE if self.ingest.active else max(_SLOWEST_LIVE, min(next_scan - time.monotonic(), _SLOWEST_IDLE))
-                pause = min(max(pause, _FAST) * 1.5, slowest)
-
-    async def _wait_for_news(self, pause: float) -> None:
-        if pause > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), pause)
-            if self._news.is_set():
-                await asyncio.sleep(min(pause, _FAST))  # a commit is an fsync: news is gathered
-        self._news.clear()
+            self.drain.retry()
 
     # ------------------------------------------------------------------ sync
 
@@ -281,13 +272,19 @@ class Agent:
             report.records = report.records_left = goals.records
             report.runs, report.files = len(goals.runs), len(goals.digests)
             return report
-        task = None if served else asyncio.create_task(drain.run())
+        following = asyncio.create_task(
+            self._follow_drain(drain, goals, report, deadline, progress, patient=patient or timeout is not None)
+        )
+        tasks = [following] if served else [following, asyncio.create_task(drain.run())]
         try:
-            await self._follow_drain(drain, goals, report, deadline, progress, patient=patient or timeout is not None)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    self._ended(task)
         finally:
-            if task is not None:
+            for task in tasks:
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         if report.state == "done" and newer:
             report.state = "newer-format"
         return report
@@ -316,48 +313,56 @@ class Agent:
         *,
         patient: bool,
     ) -> None:
-        before = drain.delivered
-        base = (before.records, before.bytes, before.blobs, before.blob_bytes, before.known_blobs)
+        before = replace(drain.delivered)
+        attempts = drain.attempts
         report.state = "draining"
         drain.wake()
-        last, moved = (-1, -1), time.monotonic()
+        drain.retry()  # whatever it waits for: somebody wants it now
+        last, moved, kicked = -1, time.monotonic(), 0
         while True:
+            began = time.monotonic()
             server = drain.server or await self.work(self._known_server)
             done = await self.work(goals.measure, server, report) if server else not (goals.marks or goals.digests)
             if not server:
                 report.runs, report.records, report.files = len(goals.runs), goals.records, len(goals.digests)
                 report.records_left, report.files_left = goals.records, len(goals.digests)
+                goals.left = {*goals.marks, *goals.digests}
             d = drain.delivered
-            report.sent_records, report.sent_bytes = d.records - base[0], d.bytes - base[1]
-            report.sent_files, report.sent_file_bytes, report.known_files = (
-                d.blobs - base[2],
-                d.blob_bytes - base[3],
-                d.known_blobs - base[4],
-            )
+            report.sent_records, report.sent_bytes = d.records - before.records, d.bytes - before.bytes
+            report.sent_files, report.sent_file_bytes = d.blobs - before.blobs, d.blob_bytes - before.blob_bytes
+            report.known_files = d.known_blobs - before.known_blobs
             report.problem = drain.problem
-            report.problems.update(d.problems)
-            if done and (drain.server or drain.failures):
+            report.problems.update(goals.concerns(d.problems))
+            failures = drain.attempts - attempts if drain.failures else 0
+            if done and (drain.server or failures):
                 report.state = "done"
                 return
             now = time.monotonic()
-            if (report.records_left, report.files_left) != last:
-                last, moved = (report.records_left, report.files_left), now
-            state = self._verdict(drain, now, moved, deadline, patient=patient)
+            if report.records_left + report.files_left != last:
+                last, moved = report.records_left + report.files_left, now
+            state = self._verdict(drain, goals, failures, now - moved, deadline, patient=patient)
             if state:
                 report.state = state
                 return
             progress(report)
             await drain.wait_for_change(0.25)
+            if failures > kicked and not drain.floor:  # a running agent may be in a long backoff
+                kicked = failures
+                await asyncio.sleep(0.25 * 2.0**failures if failures < _ATTEMPTS else 0)
+                drain.retry()
+            await asyncio.sleep(min(3 * (now - began), 0.5))  # a look costs time that the drain needs
 
-    def _verdict(self, drain: Drain, now: float, moved: float, deadline: float | None, *, patient: bool) -> str:
+    def _verdict(self, drain: Drain, goals: Goals, failures: int, stalled: float, deadline: float | None, *, patient: bool) -> str:
         """Return the state that ends a sync which is not done, or nothing while it may go on."""
-        if drain.refused:
+        if drain.refused and failures:
             return "refused"
-        if deadline is not None and now >= deadline:
+        if goals.left and goals.left <= drain.delivered.lacking:
+            return "incomplete"
+        if deadline is not None and time.monotonic() >= deadline:
             return "unreachable" if drain.failures else "timeout"
-        if drain.failures >= _ATTEMPTS and not patient:
+        if not patient and (failures >= _ATTEMPTS or (failures and drain.floor > _LONGEST_WAIT)):
             return "unreachable"
-        if now - moved > _STALL and not drain.failures and drain.delivered.problems:
+        if stalled > _STALL and not drain.failures and drain.delivered.problems and not patient:
             return "incomplete"
         return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from .retention import Retention
 
 if TYPE_CHECKING:
+    from simspool.agent.scrub import Finding
+
     from .app import Agent
 
 
@@ -41,12 +44,10 @@ class Housekeeping:
         """Verify everything in the spool, in a thread of its own; each finding is reported."""
         from .scrub import scrub
 
-        findings: Iterator[object] = iter(scrub(self._agent.spool))
-        while True:
-            found = await asyncio.to_thread(next, findings, None)
-            if found is None:
-                return
-            self._agent.report(f"scrub: {found}")
+        findings: Iterator[Finding] = iter(scrub(self._agent.spool))
+        while (found := await asyncio.to_thread(next, findings, None)) is not None:
+            where = f"{found.path}, bytes {found.start} to {found.end}" if found.end else found.path
+            self._agent.report(f"scrub: {found.kind}: {where}" + (f": {found.detail}" if found.detail else ""))
 
     async def check_disk(self) -> None:
         """Report, once, when the disk's free space falls below the floor, and when it is back."""
@@ -64,13 +65,19 @@ class Housekeeping:
         agent.disk_problem = problem
 
     async def retain(self) -> None:
-        """Delete what is acknowledged and over its grace."""
+        """Delete what is acknowledged and over its grace; keep the journal small."""
         agent = self._agent
         retention = Retention(agent.spool, agent.catalog, agent.journal, agent.config.grace)
         server = agent.drain.server if agent.drain is not None else ""
-        if not server:
-            return  # nobody is there whose receipts count
-        for run in await agent.work(retention.eligible, server):
-            freed = await agent.work(retention.prune, server, run)
-            if freed is not None:
-                agent.report(f"run {run} is acknowledged and over its grace: {freed} bytes freed")
+        try:
+            await agent.work(agent.journal.compact_if_large)
+            await agent.work(retention.finish)
+            if not server:
+                return  # nobody is there whose receipts count
+            for run in await agent.work(retention.eligible, server):
+                freed = await agent.work(retention.prune, server, run)
+                if freed is not None:
+                    agent.report(f"run {run} is acknowledged and over its grace: {freed} bytes freed")
+            await agent.work(retention.sweep)
+        except (OSError, sqlite3.Error) as error:
+            agent.report(f"retention stopped, and is tried again: {error}")

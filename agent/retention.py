@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 
 from simspool.agent.catalog import Catalog
 from simspool.agent.journal import Journal
-from simspool.spool import Spool, atomic, layout
+from simspool.spool import RunFolder, Spool, atomic, ids, layout
+
+_GOING = ".pruned-"
 
 
 class Retention:
     """Prunes whole runs. Confined to the agent's worker thread. `grace` is in seconds after the last receipt.
 
-    The journaled receipt makes a deletion safe. A prune that was killed in the middle is found eligible again, and finished.
+    The journaled receipt makes a deletion safe. A run is first renamed out of everybody's sight, so that nobody opens it again
+    meanwhile; then the prune is journaled; then files go. `finish` ends, or takes back, what was killed in the middle.
     """
 
     def __init__(self, spool: Spool, catalog: Catalog, journal: Journal, grace: float) -> None:
@@ -24,45 +29,84 @@ class Retention:
         rows = self._catalog.rows(
             "SELECT r.id FROM runs r WHERE r.complete = 1"
             " AND NOT EXISTS (SELECT 1 FROM writers w LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?1"
-            "                 WHERE w.run = r.id AND (c.mark IS NULL OR c.mark < w.sequence - 1 OR c.blocked IS NOT NULL OR c.at > ?2))"
+            "                 WHERE w.run = r.id AND w.sequence > 1"
+            "                 AND (c.mark IS NULL OR c.mark < w.sequence - 1 OR c.blocked IS NOT NULL OR c.at > ?2))"
             " AND NOT EXISTS (SELECT 1 FROM artifacts a LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ?1"
             "                 WHERE a.run = r.id AND (u.state IS NULL OR u.state != 'stored' OR u.at > ?2))"
-            " AND NOT EXISTS (SELECT 1 FROM damage d JOIN writers w ON w.id = d.writer WHERE w.run = r.id)",
+            " AND NOT EXISTS (SELECT 1 FROM damage d JOIN writers w ON w.id = d.writer WHERE w.run = r.id)"
+            " AND NOT EXISTS (SELECT 1 FROM refused f JOIN writers w ON w.id = f.writer WHERE w.run = r.id AND f.server = ?1)",
             (server, time.time() - self._grace),
         )
         return [r for (r,) in rows if os.path.isdir(os.path.join(self._spool.runs, r))]
 
     def prune(self, server: str, run: str) -> int | None:
-        """Delete an eligible run's records and blobs; returns the bytes freed, None when it is not eligible any more."""
-        folder = self._spool.run(run)
+        """Delete an eligible run's records and blobs; returns the bytes freed, None when it is not eligible any more.
+
+        Raises OSError when the journal cannot be written; then nothing is deleted.
+        """
+        if run not in self.eligible(server):
+            return None
         known = dict(self._catalog.rows("SELECT id, sequence - 1 FROM writers WHERE run = ?", (run,)))
-        if run not in self.eligible(server) or set(folder.writer_ids()) - known.keys():
-            return None  # somebody opened it again
-        digests = [d for (d,) in self._catalog.rows("SELECT DISTINCT digest FROM artifacts WHERE run = ?", (run,))]
-        self._journal.prune(run, time.time(), known, digests)
+        going = RunFolder(os.path.join(self._spool.runs, _GOING + run), run)
+        atomic.rename(self._spool.run(run).path, going.path)
+        if set(going.writer_ids()) - known.keys():  # somebody opened it again
+            atomic.rename(going.path, self._spool.run(run).path)
+            return None
+        try:
+            self._journal.prune(run, time.time(), known)
+        except Exception:
+            atomic.rename(going.path, self._spool.run(run).path)
+            raise
+        return self._delete(going)
+
+    def finish(self) -> int:
+        """Finish prunes that were killed in the middle, and take back those that were not journaled yet. Returns the bytes freed."""
         freed = 0
-        for writer in known:
-            place = folder.writer(writer)
-            freed += sum(_delete(path) for path in layout.walk_files(place))
-            atomic.remove_folder(place)
-        for path in list(layout.walk_files(folder.path)):
-            freed += _delete(path)
-        for name in ("w", "blobs", "inbox", "control", "."):
-            atomic.remove_folder(os.path.normpath(os.path.join(folder.path, name)))
-        for digest in digests:
-            pooled = self._spool.pool_path(digest)
-            try:
-                if os.stat(pooled).st_nlink == 1:
-                    freed += _delete(pooled)
-            except FileNotFoundError:
+        for name in _names(self._spool.runs):
+            run = name.removeprefix(_GOING)
+            if name == run or not ids.is_id(run):
                 continue
-        with self._catalog.transaction() as db:
-            for table in ("pieces", "definitions"):
-                db.execute(f"DELETE FROM {table} WHERE writer IN (SELECT id FROM writers WHERE run = ?)", (run,))  # noqa: S608
+            going = RunFolder(os.path.join(self._spool.runs, name), run)
+            row = self._catalog.one("SELECT last FROM pruned WHERE run = ?", (run,))
+            if row is not None and set(going.writer_ids()) <= json.loads(row[0]).keys():
+                freed += self._delete(going)
+            elif not os.path.exists(self._spool.run(run).path):
+                atomic.rename(going.path, self._spool.run(run).path)
         return freed
 
+    def _delete(self, going: RunFolder) -> int:
+        freed = sum(_freed(path) for path in layout.walk_files(going.path))
+        digests = [name for name in _names(going.blobs) if len(name) == 64]
+        shutil.rmtree(going.path)
+        freed += sum(self._unpool(digest) for digest in digests)
+        with self._catalog.transaction() as db:
+            for table in ("pieces", "definitions"):
+                db.execute(f"DELETE FROM {table} WHERE writer IN (SELECT id FROM writers WHERE run = ?)", (going.id,))  # noqa: S608
+        return freed
 
-def _delete(path: str) -> int:
+    def sweep(self) -> int:
+        """Delete blobs of the pool that no run links (a prune was killed between a run's link and the pool's). Returns the bytes freed."""
+        return sum(self._unpool(d) for prefix in _names(self._spool.pool) for d in _names(os.path.join(self._spool.pool, prefix)))
+
+    def _unpool(self, digest: str) -> int:
+        path = self._spool.pool_path(digest)
+        try:
+            info = os.stat(path)
+        except OSError:
+            return 0
+        if info.st_nlink > 1:
+            return 0
+        atomic.remove(path)  # a run that links it in this moment has the bytes by its own link
+        return info.st_size
+
+
+def _freed(path: str) -> int:
     info = os.stat(path)
-    atomic.remove(path)
     return info.st_size if info.st_nlink == 1 else 0
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

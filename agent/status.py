@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from simspool.agent.catalog import Catalog
+from simspool.agent.catalog.store import pruned
 from simspool.spool import RunNotFound, Spool, records, runstate
 
 
@@ -14,14 +15,16 @@ def overview(catalog: Catalog, spool: Spool, server: str) -> dict[str, Any]:
     """Return the spool's totals against one server (its id; empty when none was ever reached)."""
     one = catalog.one
     runs = dict(catalog.rows("SELECT status, count(*) FROM runs GROUP BY status"))
-    recorded, acknowledged, waiting, blocked = one(
-        "SELECT coalesce(sum(w.sequence - 1), 0), coalesce(sum(c.mark), 0),"
-        " coalesce(sum(CASE WHEN c.blocked IS NULL THEN w.sequence - 1 - coalesce(c.mark, 0) END), 0),"
-        " coalesce(sum(CASE WHEN c.blocked IS NOT NULL THEN w.sequence - 1 - coalesce(c.mark, 0) END), 0)"
-        " FROM writers w LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?",
+    # a server may have more than the catalog has seen: a spool that was restored from a copy
+    recorded, acknowledged, blocked, gone = one(
+        "SELECT coalesce(sum(recorded), 0), coalesce(sum(mark), 0), coalesce(sum(CASE WHEN blocked THEN recorded - mark END), 0),"  # noqa: S608
+        " coalesce(sum(CASE WHEN pruned AND NOT blocked THEN recorded - mark END), 0) FROM (SELECT w.sequence - 1 AS recorded,"
+        " min(coalesce(c.mark, 0), w.sequence - 1) AS mark, c.blocked IS NOT NULL AS blocked,"
+        f" {pruned('w.run', 'w.id')} AS pruned FROM writers w LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?)",
         (server,),
     ) or (0, 0, 0, 0)  # fmt: skip
-    refused = (one("SELECT count(*) FROM refused WHERE server = ?", (server,)) or (0,))[0]
+    waiting = recorded - acknowledged - blocked - gone
+    refused = (one("SELECT count(*) FROM refused r JOIN writers w ON w.id = r.writer WHERE r.server = ?", (server,)) or (0,))[0]
     files, stored, files_refused = one(
         "SELECT count(*), coalesce(sum(u.state = 'stored'), 0), coalesce(sum(u.state = 'refused'), 0)"
         " FROM (SELECT DISTINCT digest FROM artifacts) a LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ?",
@@ -38,7 +41,7 @@ def overview(catalog: Catalog, spool: Spool, server: str) -> dict[str, Any]:
         "runs": {"total": sum(runs.values()), **runs},
         "records": {
             "recorded": recorded, "acknowledged": acknowledged - refused, "waiting": waiting, "refused": blocked + refused,
-            "dropped": drops,
+            "pruned": gone, "dropped": drops,
         },
         "files": {"recorded": files, "acknowledged": stored, "waiting": files - stored - files_refused, "refused": files_refused},
         "damage": damage,
@@ -48,8 +51,9 @@ def overview(catalog: Catalog, spool: Spool, server: str) -> dict[str, Any]:
 def list_runs(catalog: Catalog, server: str, *, limit: int | None = None) -> list[dict[str, Any]]:
     """Return runs, the newest first, each with what waits to be sent."""
     rows = catalog.rows(
-        "SELECT r.id, r.name, r.status, r.folder, r.tags, r.created, r.ended, coalesce(sum(w.sequence - 1), 0), coalesce(sum(c.mark), 0)"
-        " FROM runs r LEFT JOIN writers w ON w.run = r.id LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?"
+        "SELECT r.id, r.name, r.status, r.folder, r.tags, r.created, r.ended, coalesce(sum(w.sequence - 1), 0),"
+        " coalesce(sum(min(c.mark, w.sequence - 1)), 0) FROM runs r LEFT JOIN writers w ON w.run = r.id"
+        " LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?"
         " GROUP BY r.id ORDER BY r.id DESC LIMIT ?",
         (server, -1 if limit is None else limit),
     )
@@ -109,7 +113,7 @@ def show_run(catalog: Catalog, spool: Spool, run: str, server: str) -> dict[str,
         {"writer": w, "segment": segment, "kind": kind, "bytes": [start, end], "sequences": [first, last]}
         for w, segment, kind, start, end, first, last in catalog.rows(
             'SELECT d.writer, d.segment, d.kind, d.start, d."end", d."first", d."last" FROM damage d JOIN'
-            ' writers w ON w.id = d.writer WHERE w.run = ?',
+            " writers w ON w.id = d.writer WHERE w.run = ?",
             (run,),
         )
     ]
@@ -134,8 +138,12 @@ def show_run(catalog: Catalog, spool: Spool, run: str, server: str) -> dict[str,
 
 
 def last_server(catalog: Catalog, url: str | None) -> str:
-    """Return the id of the server last seen at a URL, or last seen at all; empty when there was none."""
+    """Return the id of the server last seen at a URL, or last seen at all; empty when there was none.
+
+    In a catalog that was built anew, before anything has connected, it is the one of the latest receipt.
+    """
     row = catalog.one("SELECT server FROM servers ORDER BY url = ? DESC, seen DESC LIMIT 1", ((url or "").rstrip("/"),))
+    row = row or catalog.one("SELECT server FROM cursors ORDER BY at DESC LIMIT 1")
     return str(row[0]) if row else ""
 
 

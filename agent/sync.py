@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from simspool.agent.catalog import Catalog
+from simspool.agent.catalog.store import pruned
 from simspool.agent.exit_codes import ExitCode
 from simspool.spool import Spool
 
@@ -100,18 +101,23 @@ class Goals:
     def __init__(self, catalog: Catalog, runs: Collection[str] | None) -> None:
         self._catalog = catalog
         wanted = None if runs is None else frozenset(runs)
-        rows = catalog.rows("SELECT id, run, sequence - 1 FROM writers WHERE sequence > 1")
+        there = f"NOT {pruned('run', 'writers.id')}"
+        rows = catalog.rows(f"SELECT id, run, sequence - 1 FROM writers WHERE sequence > 1 AND {there}")  # noqa: S608
         self.marks = {w: last for w, run, last in rows if wanted is None or run in wanted}
         self.runs = {run for _, run, _ in rows if wanted is None or run in wanted}
-        files = catalog.rows("SELECT DISTINCT digest, run FROM artifacts")
+        there = f"NOT {pruned('run', 'artifacts.writer')}"
+        files = catalog.rows(f"SELECT DISTINCT digest, run FROM artifacts WHERE {there}")  # noqa: S608
         self.digests = {digest for digest, run in files if wanted is None or run in wanted}
         self.records = sum(self.marks.values())
+        self.left: set[str] = set()  # writers and digests that were not acknowledged at the last look
 
     def measure(self, server: str, report: SyncReport) -> bool:
         """Put into the report what the server still lacks; True when it lacks nothing that it would ever take."""
         rows = self._catalog.rows
         cursors = {w: (mark, blocked) for w, mark, blocked in rows("SELECT writer, mark, blocked FROM cursors WHERE server = ?", (server,))}
         stored = dict(rows("SELECT digest, state FROM uploads WHERE server = ?", (server,)))
+        self.left = {d for d in self.digests if d not in stored}
+        report.files_left = len(self.left)
         left = blocked_records = 0
         for writer, goal in self.marks.items():
             mark, blocked = cursors.get(writer, (0, None))
@@ -120,11 +126,15 @@ class Goals:
                     blocked_records += goal - mark
                 else:
                     left += goal - mark
+                    self.left.add(writer)
         report.runs, report.records, report.files = len(self.runs), self.records, len(self.digests)
         report.records_left = left
-        report.files_left = sum(1 for d in self.digests if d not in stored)
         refused_files = sum(1 for d in self.digests if stored.get(d) == "refused")
         refused = sum(1 for (w, _) in rows("SELECT writer, seq FROM refused WHERE server = ?", (server,)) if w in self.marks)
         report.refused = blocked_records + refused_files + refused
         report.server = server
-        return left == 0 and report.files_left == 0
+        return not self.left
+
+    def concerns(self, problems: dict[str, str]) -> dict[str, str]:
+        """Return the problems of these runs' writers and files."""
+        return {k: why for k, why in problems.items() if k in self.marks or k in self.digests}

@@ -13,16 +13,22 @@ import sys
 VERSION = 1
 
 
+class ForeignSchema(Exception):
+    """Raised when a file has tables of a version that this one does not know."""
+
+
 def migrate(connection: sqlite3.Connection, path: str | None) -> None:
     """Bring the tables up to VERSION. Repeating it is harmless; each step is one transaction. `path` is None for one in memory."""
     if _is_current(connection):
         return
+    if connection.execute("PRAGMA user_version").fetchone()[0] > VERSION:
+        raise ForeignSchema(f"the catalog {path} was made by a newer simspool")
     if path is None or "sqlite_utils" in sys.modules:
         _apply(connection)
         return
     done = subprocess.run([sys.executable, "-I", "-m", __spec__.name, path], capture_output=True, text=True, check=False)
     if done.returncode != 0 or not _is_current(connection):
-        raise sqlite3.DatabaseError(f"the catalog {path} could not be brought up to date: {done.stderr.strip()[-500:]}")
+        raise sqlite3.OperationalError(f"the catalog {path} could not be brought up to date: {done.stderr.strip()[-500:]}")
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:

@@ -37,26 +37,50 @@ def place_key(spool: Spool) -> str:
     return f"{spool.id}-{place}"
 
 
+def pruned(run: str, writer: str) -> str:
+    """Return the SQL condition that retention deleted a writer's records: nothing of them can be sent any more (a named gap)."""
+    return f"({run} IN (SELECT run FROM pruned) AND NOT EXISTS (SELECT 1 FROM pieces WHERE pieces.writer = {writer}))"  # noqa: S608 - names of columns
+
+
+def is_damage(error: BaseException) -> bool:
+    """Say whether an error means that the file itself is no good, not that the disk is full or somebody has it locked."""
+    if isinstance(error, schema.ForeignSchema):
+        return True
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
 class Catalog:
     """An open catalog.
 
-    With `path` None it lives in memory only (for looking at a spool without leaving a trace). A file that is not a catalog, or is
-    damaged, is set aside under another name and begun anew: everything in it can be rebuilt.
+    With `path` None it lives in memory only (for looking at a spool without leaving a trace). A file that is not a catalog, is damaged,
+    or was made by a newer version is set aside under another name and begun anew: everything in it can be rebuilt. Only whoever holds the
+    spool's lock may do that (`shared` says that another process may have it open). Raises sqlite3.Error.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, *, shared: bool = False) -> None:
         self.path = path
         if path is not None:
             atomic.make_folder(os.path.dirname(path))
         try:
             self.connection = self._open()
-        except sqlite3.DatabaseError:
-            if path is None or not os.path.exists(path):
+        except (sqlite3.DatabaseError, schema.ForeignSchema) as error:
+            if shared or not is_damage(error):  # a full disk or a lock is no reason to give up what is known
                 raise
-            for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(path + suffix):
-                    os.replace(path + suffix, f"{path}{suffix}.damaged")
+            self._set_aside()
             self.connection = self._open()
+
+    def _set_aside(self) -> None:
+        assert self.path is not None
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(self.path + suffix):
+                os.replace(self.path + suffix, f"{self.path}{suffix}.damaged")
+
+    def condemn(self) -> None:
+        """Damage was found in use: set the file aside, so that the next start builds a new one."""
+        self.close()
+        if self.path is not None:
+            self._set_aside()
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path or ":memory:", isolation_level=None, check_same_thread=False, timeout=30)
@@ -83,10 +107,12 @@ class Catalog:
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield self.connection
+            self.connection.execute("COMMIT")
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            open_still: bool = self.connection.in_transaction  # SQLite may have rolled back by itself
+            if open_still:
+                self.connection.execute("ROLLBACK")
             raise
-        self.connection.execute("COMMIT")
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""

@@ -13,6 +13,8 @@ from simspool.agent.config import host_file
 from simspool.spool import Spool, atomic
 from simspool.spool.process import start_ticks
 
+_SILENCE = 60.0  # seconds without a line after which an agent is taken for gone
+
 
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float | None) -> None:
@@ -55,7 +57,7 @@ def agent_status(spool: Spool) -> dict[str, Any] | None:
 
 def agent_sync(path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Have a running agent sync; yield its progress, the result last (`final`). Raises ConnectionError when it goes away."""
-    connection = _Connection(path, None)
+    connection = _Connection(path, _SILENCE)
     try:
         connection.request("POST", "/sync", json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()

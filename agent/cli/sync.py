@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from simspool.spool import Locked, RunNotFound, Spool
+from simspool.agent.exit_codes import CommandError, ExitCode
+from simspool.spool import Locked, Spool
 
 from . import output
 from .handover import agent_sync, api_path
@@ -43,10 +45,7 @@ def sync(
             )
             bar.update(done, report["records"] + report["files"] or None, detail)
 
-        path = api_path(spool)
-        report = _hand_over(path, body, show) if path else None
-        if report is None:
-            report = _alone(settings, spool, body, show)
+        report = _wherever(settings, spool, body, show)
     if settings.json:
         output.echo_json(report)
     else:
@@ -54,12 +53,32 @@ def sync(
     return int(report["exit_code"])
 
 
+def _wherever(settings: Settings, spool: Spool, body: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Let the running agent do it, or do it here; where another command has the spool, wait for it, whatever it takes."""
+    began, said = time.monotonic(), False
+    while True:
+        path = api_path(spool)
+        report = _hand_over(path, body, show) if path else None
+        if report is not None:
+            return report
+        try:
+            return _alone(settings, spool, body, show)
+        except Locked as error:
+            waited = time.monotonic() - began
+            if body["timeout"] is not None and waited > body["timeout"]:
+                raise
+            if waited > 2 and not said:
+                said = True
+                output.note(f"agent: {error}: waiting for it to end")
+            time.sleep(0.25)
+
+
 def _hand_over(path: str, body: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-    """Let the running agent do it; None when it went away before it was done (then we do it)."""
+    """Let the running agent do it; None when it went away before it was done."""
     try:
         for report in agent_sync(path, body):
             if "error" in report:
-                raise RunNotFound(report["error"])
+                raise CommandError(ExitCode(report["exit_code"]), report["error"])
             if report.pop("final", False):
                 return report
             show(report)
@@ -75,13 +94,6 @@ def _alone(settings: Settings, spool: Spool, body: dict[str, Any], show: Callabl
     config = agent_config(spool, settings.server_url, settings.server_token)
 
     async def once() -> dict[str, Any]:
-        for _ in range(40):  # another command may hold the spool for a moment
-            try:
-                async with Agent(config, report=output.note) as agent:
-                    found = await agent.sync(Selection.parse(body), timeout=body["timeout"], progress=lambda r: show(r.as_dict()))
-                    return found.as_dict()
-            except Locked:
-                await asyncio.sleep(0.25)
         async with Agent(config, report=output.note) as agent:
             found = await agent.sync(Selection.parse(body), timeout=body["timeout"], progress=lambda r: show(r.as_dict()))
             return found.as_dict()

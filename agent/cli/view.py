@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
 
 from simspool.agent.catalog import Catalog
-from simspool.agent.catalog.store import catalog_path
+from simspool.agent.catalog.schema import ForeignSchema
+from simspool.agent.catalog.store import catalog_path, is_damage
 from simspool.agent.ingest import Ingest
 from simspool.agent.journal import Journal
 from simspool.spool import Locked, Spool
@@ -20,10 +22,13 @@ def open_view(spool: Spool) -> Iterator[Catalog]:
     lock = SpoolLock(spool)
     try:
         lock.acquire()
-    except (Locked, PermissionError):
+    except (Locked, OSError):
         path = catalog_path(spool)
-        # an agent of this user on another machine, or of another state folder: nothing to read here but the spool itself
-        catalog = Catalog(path if os.path.exists(path) else None)
+        # an agent of this user on another machine, or of another state folder, or a read-only disk: nothing to read here but the spool
+        try:
+            catalog = Catalog(path if os.path.exists(path) else None, shared=True)
+        except (sqlite3.Error, ForeignSchema):
+            catalog = Catalog(None)
         try:
             if catalog.path is None:
                 _ingest(spool, catalog, bury=False)
@@ -32,16 +37,32 @@ def open_view(spool: Spool) -> Iterator[Catalog]:
             catalog.close()
         return
     try:
-        catalog = Catalog(catalog_path(spool))
+        catalog = _up_to_date(spool)
+        lock.release()  # looking on needs none: whoever waits for it may begin
         try:
-            journal = Journal(spool, catalog)
-            _ingest(spool, catalog, bury=True)
             yield catalog
-            journal.close()
         finally:
             catalog.close()
     finally:
         lock.release()
+
+
+def _up_to_date(spool: Spool) -> Catalog:
+    catalog = Catalog(catalog_path(spool))
+    try:
+        journal = Journal(spool, catalog)
+        _ingest(spool, catalog, bury=True)
+        journal.close()
+    except sqlite3.Error as error:
+        if not is_damage(error):
+            catalog.close()
+            raise
+        catalog.condemn()
+        return _up_to_date(spool)
+    except BaseException:
+        catalog.close()
+        raise
+    return catalog
 
 
 def _ingest(spool: Spool, catalog: Catalog, *, bury: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from simspool.agent.catalog import Catalog
+from simspool.agent.catalog.store import pruned
 from simspool.agent.journal import Cursor, Journal
 from simspool.agent.targets.port import Limits, Range, Verdict
 from simspool.spool import Spool
@@ -17,6 +18,7 @@ from simspool.spool import Spool
 from .ranges import RangeCutter, Unreadable
 
 REQUEST_BYTES = 4 << 20
+_SMALLEST = 16 << 10
 
 
 @dataclass(slots=True)
@@ -48,6 +50,7 @@ class Delivered:
     blob_bytes: int = 0
     known_blobs: int = 0
     problems: dict[str, str] = field(default_factory=dict)
+    lacking: set[str] = field(default_factory=set)  # writers and digests whose bytes the spool itself does not have
 
 
 class Batches:
@@ -62,14 +65,15 @@ class Batches:
         self._busy: set[str] = set()
         self._served: dict[str, int] = {}
         self._turn = 0
+        self._request = min(REQUEST_BYTES, limits.decoded // 2, limits.body)
         self._waiting: dict[str, float] = {}
         self.delivered = Delivered()
 
     def _backlogged(self) -> list[tuple[str, str, int, int, int, int]]:
         rows = self._catalog.rows(
-            'SELECT w.id, w.run, coalesce(c.mark, 0), coalesce(c.chain, 0), coalesce(c.segment, 0), coalesce(c."offset", 0) FROM writers w'
+            'SELECT w.id, w.run, coalesce(c.mark, 0), coalesce(c.chain, 0), coalesce(c.segment, 0), coalesce(c."offset", 0) FROM writers w'  # noqa: S608
             " LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?"
-            " WHERE w.sequence - 1 > coalesce(c.mark, 0) AND c.blocked IS NULL ORDER BY w.id",
+            f" WHERE w.sequence - 1 > coalesce(c.mark, 0) AND c.blocked IS NULL AND NOT {pruned('w.run', 'w.id')} ORDER BY w.id",
             (self.server,),
         )
         now = time.monotonic()
@@ -85,22 +89,23 @@ class Batches:
         backlogged = self._backlogged()
         if not backlogged:
             return None
-        budget = min(REQUEST_BYTES, self._limits.decoded // 2)
-        share = max(64 << 10, budget // len(backlogged))
+        budget = self._request
+        share = min(budget, max(64 << 10, budget // len(backlogged)))
         ranges: list[Range] = []
         used = 0
         self._turn += 1
         for writer, run, mark, chain, segment, offset in backlogged:
-            if used >= budget or len(ranges) + 9 > self._limits.ranges:
+            room = self._limits.ranges - len(ranges)
+            if used >= budget or room <= 0:
                 break
             cursor = Cursor(writer, mark, chain, segment, offset) if mark else None
             try:
-                made = self._cutter.cut(writer, run, cursor, share)
+                made = self._cutter.cut(writer, run, cursor, share, room)
             except Unreadable as error:
-                self._waiting[writer] = time.monotonic() + 10.0
-                self.delivered.problems[writer] = str(error)
+                self._put_off(writer, str(error))
                 continue
             self.delivered.problems.pop(writer, None)
+            self.delivered.lacking.discard(writer)
             ranges += made
             used += sum(len(r.data) for r in made)
             self._served[writer] = self._turn
@@ -110,6 +115,18 @@ class Batches:
         batch = Batch(ranges)
         self._busy |= batch.writers
         return batch
+
+    def _put_off(self, writer: str, problem: str) -> None:
+        self._waiting[writer] = time.monotonic() + 10.0
+        self.delivered.problems[writer] = problem
+        self.delivered.lacking.add(writer)
+
+    def smaller(self) -> bool:
+        """A server takes only smaller requests than it says: cut smaller ones from now on. False when there are none."""
+        if self._request <= _SMALLEST:
+            return False
+        self._request = max(self._request // 4, _SMALLEST)
+        return True
 
     def release(self, batch: Batch) -> None:
         """A batch that brought no verdicts: its writers are free to be sent again, as they are or cut anew."""
@@ -124,7 +141,10 @@ class Batches:
         for sent, verdict in zip(batch.ranges, verdicts, strict=True):
             if sent.writer in blocked:
                 continue
-            if verdict.kind == "permanent":
+            if verdict.kind == "permanent" and self._cutter.is_damaged(sent):
+                where = f"at records {sent.first} to {sent.last}"
+                self._put_off(sent.writer, f"segment {sent.segment} was damaged after it was taken in, {where}: `agent check` says more")
+            elif verdict.kind == "permanent":
                 blocked[sent.writer] = verdict.reason
             elif verdict.kind == "accepted":
                 cursor = self._cursor_after(sent, verdict)
@@ -151,7 +171,10 @@ class Batches:
         if verdict.mark == sent.last:
             ok = verdict.chain == sent.chain_after
             return Cursor(sent.writer, sent.last, sent.chain_after, sent.segment, sent.end) if ok else None
-        found = self._cutter.locate(sent.writer, sent.run, verdict.mark)
+        try:
+            found = self._cutter.locate(sent.writer, sent.run, verdict.mark)
+        except Unreadable:
+            found = None
         if found is None:
             # it has more than we have ingested yet: what we sent is there, the rest is compared when we come to it
             return Cursor(sent.writer, sent.last, sent.chain_after, sent.segment, sent.end)
@@ -159,12 +182,16 @@ class Batches:
 
     def _rewind(self, sent: Range, verdict: Verdict) -> None:
         """The server has less than its receipts said (a restored backup): go back to its mark, if the records are still here."""
-        found = self._cutter.locate(sent.writer, sent.run, verdict.mark) if verdict.mark < sent.first else None
-        if found is None or (found.mark and found.chain != verdict.chain):
+        if verdict.mark >= sent.first:
             self._waiting[sent.writer] = time.monotonic() + 10.0
-            self.delivered.problems[sent.writer] = (
-                f"the server asks for records from {verdict.mark + 1} on, which the spool no longer has:"
-                " was it restored from an old backup?"
-            )
+            self.delivered.problems[sent.writer] = f"the server wants records {sent.first} to {sent.last} again later: {verdict.reason}"
+            return
+        try:
+            found = self._cutter.locate(sent.writer, sent.run, verdict.mark)
+        except Unreadable:
+            found = None
+        if found is None or found.chain != verdict.chain:
+            gone = f"the server asks for records from {verdict.mark + 1} on, which the spool no longer has"
+            self._put_off(sent.writer, f"{gone}: was it restored from an old backup?")
             return
         self._journal.rewind(self.server, found)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
 from simspool.agent.catalog import Catalog
+from simspool.agent.catalog.store import is_damage
 from simspool.agent.clock import Clock
 from simspool.agent.journal import Journal
 from simspool.agent.targets.port import Limits, Poison, Range, Refused, Target, TooLarge, Unreachable, Verdict
@@ -42,6 +44,8 @@ class Drain:
         self._settled = asyncio.Event()
         self.state, self.problem, self.server = "idle", "", ""
         self.refused = False
+        self.attempts = 0  # that failed, ever
+        self.floor = 0.0  # seconds that the last answer asked us to wait
         self.delivered = Delivered()
 
     @property
@@ -53,32 +57,38 @@ class Drain:
         """There is something new to send."""
         self._wake.set()
 
-    def network_changed(self) -> None:
-        """Do not wait out the backoff."""
+    def retry(self) -> None:
+        """Do not wait out the backoff: the network changed, or somebody asks."""
         self._retry_now.set()
 
     async def wait_for_change(self, timeout: float) -> None:
         """Return when something was acknowledged, failed, or the time (s) is over."""
         try:
-            await asyncio.wait_for(self._settled.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._settled.wait()
         except TimeoutError:
             return
         self._settled.clear()
 
     async def run(self) -> None:
-        """Drain for ever."""
+        """Drain for ever. Ends only by cancellation, or by an error that nobody foresaw."""
         while True:
+            floor = 0.0
             try:
                 await self._session()
             except Unreachable as error:
-                self.state, self.problem = "waiting", str(error)
-                pause = self._backoff.failed(error.after)
+                self.state, self.problem, self.refused, floor = "waiting", str(error), False, error.after
             except Refused as error:
-                self.state, self.problem, self.refused = "refused", str(error), True
-                pause = max(_REFUSED_PAUSE, self._backoff.failed())
+                self.state, self.problem, self.refused, floor = "refused", str(error), True, _REFUSED_PAUSE
             except OSError as error:
                 self.state, self.problem = "waiting", f"the spool's journal cannot be written, so nothing is sent: {error}"
-                pause = self._backoff.failed()
+            except sqlite3.Error as error:
+                if is_damage(error):
+                    raise
+                self.state, self.problem = "waiting", f"the catalog cannot be written, so nothing is sent: {error}"
+            pause = self._backoff.failed(floor)
+            self.floor = floor
+            self.attempts += 1
             self._settled.set()
             await self._pause(pause)
 
@@ -105,12 +115,15 @@ class Drain:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(_SENDERS):
-                    group.create_task(self._send_records(batches, limits))
+                    group.create_task(self._send_records(batches))
                 group.create_task(self._send_blobs(uploads, limits))
                 if self._live_runs is not None:
                     group.create_task(self._send_heartbeats())
         except BaseExceptionGroup as errors:
-            for kind in (Refused, Unreachable, OSError):
+            others = errors.split((Refused, Unreachable, OSError, sqlite3.Error))[1]
+            if others is not None:
+                raise _first(others) from None
+            for kind in (sqlite3.Error, OSError, Refused, Unreachable):
                 found = errors.subgroup(kind)
                 if found is not None:
                     raise _first(found) from None
@@ -120,8 +133,7 @@ class Drain:
         with self._catalog.transaction() as db:
             db.execute("INSERT OR REPLACE INTO servers(url, server, seen) VALUES (?,?,?)", (self._target.url, server, time.time()))
 
-    async def _send_records(self, batches: Batches, limits: Limits) -> None:
-        del limits
+    async def _send_records(self, batches: Batches) -> None:
         while True:
             self._wake.clear()
             batch: Batch | None = await self._worker(batches.take)
@@ -129,10 +141,13 @@ class Drain:
                 await self._idle()
                 continue
             try:
-                verdicts = await self._send(batch.ranges)
+                verdicts = await self._send(batch.ranges, batches)
             except BaseException:
                 batches.release(batch)
                 raise
+            if not verdicts:
+                batches.release(batch)  # all of it is cut anew, smaller
+                continue
             await self._worker(batches.settle, batch, verdicts)
             self._backoff.succeeded()
             self._settled.set()
@@ -140,19 +155,28 @@ class Drain:
     async def _idle(self) -> None:
         """Wait for news; look again now and then, for what was put off."""
         try:
-            await asyncio.wait_for(self._wake.wait(), 5.0)
+            async with asyncio.timeout(5.0):  # not wait_for, which may swallow a cancellation
+                await self._wake.wait()
         except TimeoutError:
             return
 
-    async def _send(self, ranges: list[Range]) -> list[Verdict]:
-        """Send ranges, in smaller requests where the target cannot take them at once; one bad range does not stop the others."""
+    async def _send(self, ranges: list[Range], batches: Batches) -> list[Verdict]:
+        """Send ranges, in smaller requests where the target cannot take them at once; one bad range does not stop the others.
+
+        Returns nothing when a single range is too large and can be cut smaller.
+        """
         try:
             return await self._target.send(ranges)
-        except (TooLarge, Poison) as error:
+        except TooLarge as error:
+            if len(ranges) == 1:
+                return [] if batches.smaller() else [Verdict("permanent", reason=str(error))]
+        except Poison as error:
             if len(ranges) == 1:
                 return [Verdict("permanent", reason=str(error))]
         middle = len(ranges) // 2
-        return await self._send(ranges[:middle]) + await self._send(ranges[middle:])
+        before = await self._send(ranges[:middle], batches)
+        after = await self._send(ranges[middle:], batches) if before else []
+        return before + after if after else []
 
     async def _send_blobs(self, uploads: Uploads, limits: Limits) -> None:
         while True:
@@ -178,7 +202,10 @@ class Drain:
             for digest, run in todo:
                 path = await self._worker(uploads.path, digest, run)
                 if path is None:
-                    self.delivered.problems[digest] = f"the bytes of blob {digest} are not in the spool"
+                    gone = f"the bytes of a file of run {run} are gone from the spool: restore them from a copy"
+                    self.delivered.problems.setdefault(digest, gone)
+                    self.delivered.lacking.add(digest)
+                    self._settled.set()
                     continue
                 size = uploads.size(path)
                 reason = (
@@ -187,13 +214,11 @@ class Drain:
                     else await self._put(digest, path)
                 )
                 if reason is not None:
-                    verdict = await self._worker(uploads.verdict_on_mismatch, path, digest, reason)
-                    if verdict is None:
-                        uploads.put_off(digest, 2.0)
-                    else:
-                        await self._worker(uploads.settle, (), [(digest, verdict)])
-                        self.delivered.problems[digest] = verdict
+                    await self._worker(uploads.not_taken, digest, path, reason, self.delivered)
+                    self._settled.set()
                     continue
+                self.delivered.problems.pop(digest, None)
+                self.delivered.lacking.discard(digest)
                 stored.append(digest)
                 self.delivered.blobs += 1
                 self.delivered.blob_bytes += size
@@ -216,8 +241,8 @@ class Drain:
     async def _put(self, digest: str, path: str) -> str | None:
         try:
             return await self._target.put(digest, path)
-        except FileNotFoundError:
-            return "it vanished from the spool while it was sent"
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"
 
     async def _send_heartbeats(self) -> None:
         assert self._live_runs is not None

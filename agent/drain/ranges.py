@@ -11,12 +11,13 @@ from typing import Any
 from simspool.agent.catalog import Catalog
 from simspool.agent.journal import Cursor
 from simspool.agent.targets.port import Range
-from simspool.spool import Spool, frames, ids, layout
+from simspool.spool import Spool, SpoolError, frames, ids, layout
 from simspool.spool.frames import Shape
 from simspool.spool.reader import read_header
 from simspool.spool.records import UNSEQUENCED_KINDS
 from simspool.spool.segment_header import SIZE as HEADER_SIZE
 from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
+from simspool.spool.segment_header import seed as segment_seed
 
 _PIECES = 64
 _SELECT = 'SELECT "first", "last", segment, start, "end", chain, gaps, irregular FROM pieces'
@@ -62,29 +63,44 @@ class RangeCutter:
     def __init__(self, spool: Spool, catalog: Catalog) -> None:
         self._spool, self._catalog = spool, catalog
 
-    def cut(self, writer: str, run: str, cursor: Cursor | None, budget: int) -> list[Range]:
-        """Return the ranges that follow the cursor, in order, about `budget` bytes in all (at least one range).
+    def cut(self, writer: str, run: str, cursor: Cursor | None, budget: int, most: int = _PIECES) -> list[Range]:
+        """Return the ranges that follow the cursor, in order, about `budget` bytes in all: at least one range, and at most `most`.
 
         What they hold is fdatasynced. Raises Unreadable when the bytes are gone, or differ from what was ingested.
         """
         mark = cursor.mark if cursor is not None else 0
         pieces = self._pieces(writer, mark)
+        if not pieces or pieces[0].first > mark + 1:
+            raise Unreadable(f"record {mark + 1} of writer {writer} in run {run} is not in the spool any more: restore it from a copy")
         ranges: list[Range] = []
         used = 0
-        while pieces and (used < budget or not ranges):
+        while pieces and (used < budget or not ranges) and len(ranges) < most:
             group, size = [pieces.pop(0)], 0
             while pieces and pieces[0].segment == group[0].segment and used + size + pieces[0].end - pieces[0].start < budget:
                 size += pieces[0].end - pieces[0].start
                 group.append(pieces.pop(0))
             after = pieces[0].chain if pieces else self._chain_after(writer, group[-1].last)
-            made = self._build(writer, run, group, cursor if not ranges else None, after)
+            made = self._build(writer, run, group, cursor if not ranges else None, after, budget - used)
             ranges.append(made)
             used += len(made.data)
+            if made.last != group[-1].last:
+                break
         return ranges
 
     def _pieces(self, writer: str, mark: int) -> list[_Piece]:
         rows = self._catalog.rows(f'{_SELECT} WHERE writer = ? AND "last" > ? ORDER BY "first" LIMIT ?', (writer, mark, _PIECES))
         return [_piece(r) for r in rows]
+
+    def is_damaged(self, sent: Range) -> bool:
+        """Say whether a range that was sent does not hold the frames that were ingested."""
+        head = json.loads(sent.data[4 : 4 + int.from_bytes(sent.data[:4], "little")])
+        chain, expected = head["chain"], sent.first
+        body = sent.data[len(sent.data) - head["bytes"] :]
+        for seq, _, crc in walk(body, 0, segment_seed(ids.from_text(sent.writer), sent.segment)):
+            if seq >= expected:
+                chain = frames.extend_chain(frames.extend_chain_gap(chain, seq - expected), (crc,))
+                expected = seq + 1
+        return frames.extend_chain_gap(chain, sent.last + 1 - expected) != sent.chain_after
 
     def _chain_after(self, writer: str, last: int) -> int:
         row = self._catalog.one('SELECT chain FROM pieces WHERE writer = ? AND "first" = ?', (writer, last + 1))
@@ -105,7 +121,7 @@ class RangeCutter:
                 raise Unreadable(f"{path}: {error.strerror}") from None
         raise Unreadable(f"segment {segment} of writer {writer} is gone from {folder}: restore it from a copy")
 
-    def _build(self, writer: str, run: str, group: list[_Piece], cursor: Cursor | None, after: int) -> Range:
+    def _build(self, writer: str, run: str, group: list[_Piece], cursor: Cursor | None, after: int, budget: int) -> Range:
         first_piece, last_piece = group[0], group[-1]
         fd, sealed = self._open(writer, run, first_piece.segment)
         try:
@@ -126,20 +142,24 @@ class RangeCutter:
                 if len(data) != piece.end - begin:
                     raise Unreadable(f"segment {piece.segment} of writer {writer} is shorter than it was")
                 parts.append(_regular(data, piece, header.seed) if piece.irregular else data)
-        except OSError as error:
-            raise Unreadable(f"segment {first_piece.segment} of writer {writer}: {error.strerror}") from None
+            last, end = last_piece.last, last_piece.end
+            if len(group) == 1 and len(parts[0]) > budget and not first_piece.gaps and not first_piece.irregular:
+                parts[0], last, end, after = _shorter(parts[0], start, header.seed, chain, budget)
+        except (OSError, SpoolError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise Unreadable(f"segment {first_piece.segment} of writer {writer}: {why}") from None
         finally:
             os.close(fd)
         definitions = self._definitions(writer, first_piece.segment, header) if start > HEADER_SIZE else b""
         gaps = [[max(a, first), b, reason] for piece in group for a, b, reason in piece.gaps if b >= first]
         body = b"".join([definitions, *parts])
         head = {
-            "run": run, "writer": writer, "segment": first_piece.segment, "first": first, "last": last_piece.last, "chain": chain,
+            "run": run, "writer": writer, "segment": first_piece.segment, "first": first, "last": last, "chain": chain,
             "bytes": len(body), "gaps": gaps,
         }  # fmt: skip
         text = json.dumps(head, separators=(",", ":")).encode()
         data = len(text).to_bytes(4, "little") + text + static + body
-        return Range(run, writer, first, last_piece.last, data, after, last_piece.segment, last_piece.end)
+        return Range(run, writer, first, last, data, after, last_piece.segment, end)
 
     def _header(self, fd: int, writer: str, run: str, segment: int) -> tuple[SegmentHeader, bytes]:
         header, good = read_header(fd, writer, ids.from_text(run), segment, None)
@@ -169,7 +189,7 @@ class RangeCutter:
         return at, chain
 
     def locate(self, writer: str, run: str, mark: int) -> Cursor | None:
-        """Return the cursor at a mark, by reading again; None when no piece holds it (pruned, or never ingested)."""
+        """Return the cursor at a mark, by reading again; None when no piece holds it (pruned, or never ingested). Raises Unreadable."""
         if mark == 0:
             return Cursor(writer, 0, 0, 0, 0)
         row = self._catalog.one(f'{_SELECT} WHERE writer = ? AND "first" <= ? AND "last" >= ?', (writer, mark, mark))
@@ -180,9 +200,26 @@ class RangeCutter:
         try:
             header, _ = self._header(fd, writer, run, piece.segment)
             offset, chain = self._walk_to(fd, header, piece, mark)
+        except (OSError, SpoolError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise Unreadable(f"segment {piece.segment} of writer {writer}: {why}") from None
         finally:
             os.close(fd)
         return Cursor(writer, mark, chain, piece.segment, offset)
+
+
+def _shorter(data: bytes, base: int, crc_seed: int, chain: int, budget: int) -> tuple[bytes, int, int, int]:
+    """Return the whole frames that fit `budget` bytes, at least one record; the last one's sequence, the offset and chain after it."""
+    last, end = 0, base
+    crcs: list[int] = []
+    for seq, after, crc in walk(data, base, crc_seed):
+        if crcs and after - base > budget:
+            break
+        last, end = seq, after
+        crcs.append(crc)
+    if not crcs:
+        raise Unreadable(f"the bytes at {base} are not the records that were there")
+    return data[: end - base], last, end, frames.extend_chain(chain, crcs)
 
 
 def _regular(data: bytes, piece: _Piece, crc_seed: int) -> bytes:

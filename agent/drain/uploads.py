@@ -7,8 +7,11 @@ import time
 from collections.abc import Collection
 
 from simspool.agent.catalog import Catalog
+from simspool.agent.catalog.store import pruned
 from simspool.agent.journal import Journal
 from simspool.spool import DamagedBlob, Spool, blobs
+
+from .batch import Delivered
 
 ASK_AT_ONCE = 500
 
@@ -20,14 +23,22 @@ class Uploads:
         self._spool, self._catalog, self._journal, self.server = spool, catalog, journal, server
         self._runs = None if runs is None else frozenset(runs)
         self._later: dict[str, float] = {}
+        self._bad_paths: set[str] = set()
+        self._settled_until = -1  # the newest artifact when nothing waited
 
     def waiting(self) -> list[tuple[str, str]]:
         """Return (digest, run) of blobs without a receipt, the oldest first, at most ASK_AT_ONCE."""
+        [newest] = self._catalog.one("SELECT coalesce(max(rowid), 0) FROM artifacts") or (0,)
+        if newest == self._settled_until:
+            return []
         rows = self._catalog.rows(
-            "SELECT a.digest, min(a.run), group_concat(DISTINCT a.run) FROM artifacts a"
-            " LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ? WHERE u.digest IS NULL GROUP BY a.digest ORDER BY min(a.rowid)",
+            "SELECT a.digest, min(a.run), group_concat(DISTINCT a.run) FROM artifacts a"  # noqa: S608
+            " LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ? WHERE u.digest IS NULL"
+            f" AND NOT {pruned('a.run', 'a.writer')} GROUP BY a.digest ORDER BY min(a.rowid)",
             (self.server,),
         )
+        if not rows:
+            self._settled_until = newest
         now, found = time.monotonic(), []
         for digest, run, runs in rows:
             if self._runs is not None and not self._runs.intersection(runs.split(",")):
@@ -39,14 +50,15 @@ class Uploads:
         return found
 
     def path(self, digest: str, run: str) -> str | None:
-        """Return where the bytes lie; without any, the blob is put off (its run's process may still be writing it, or it is lost)."""
+        """Return where the bytes lie; without any that are right, None, and the blob is put off."""
         runs = [run, *(r for (r,) in self._catalog.rows("SELECT DISTINCT run FROM artifacts WHERE digest = ?", (digest,)))]
         for one in dict.fromkeys(runs):
             folder = self._spool.run(one)
-            found = blobs.path_of(self._spool, folder, digest)
-            if found is not None:
-                return found
-        self.put_off(digest)
+            for path in (os.path.join(folder.blobs, digest), self._spool.pool_path(digest)):
+                if path not in self._bad_paths and os.path.exists(path):
+                    return path
+        self._bad_paths.clear()  # they may be restored
+        self.put_off(digest, 60.0)
         return None
 
     def put_off(self, digest: str, seconds: float = 10.0) -> None:
@@ -58,15 +70,24 @@ class Uploads:
         if stored or refused:
             self._journal.receive(self.server, time.time(), blobs=list(stored), refused_blobs=list(refused))
 
-    def verdict_on_mismatch(self, path: str, digest: str, reason: str) -> str | None:
-        """The server says that the bytes do not match: None when ours do (then the way corrupted them: send again), else why not."""
+    def not_taken(self, digest: str, path: str, reason: str, delivered: Delivered) -> None:
+        """The server did not take a blob: find out whether its bytes, the way or the server is at fault, and act on it."""
+        problem = ""
         try:
             blobs.verify(path, digest)
         except DamagedBlob as error:
-            return f"damaged in the spool: {error}"
+            problem = f"damaged in the spool: {error}"
         except OSError as error:
-            return f"unreadable in the spool: {error.strerror}"
-        return None if "422" in reason else reason
+            problem = f"unreadable in the spool: {error.strerror}"
+        if problem:
+            self._bad_paths.add(path)  # another run may have a copy
+            self.put_off(digest, 0.0)
+            delivered.problems[digest] = problem
+        elif "422" in reason:
+            self.put_off(digest, 2.0)  # the bytes were right when they left
+        else:
+            self.settle((), [(digest, reason)])
+            delivered.problems[digest] = reason
 
     def size(self, path: str) -> int:
         """Return a blob's size in bytes."""

@@ -3,52 +3,91 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from simspool.agent.catalog import Catalog
-from simspool.spool import NewerFormat, Spool, Tail, ids, layout
+from simspool.spool import NewerFormat, Spool, SpoolError, Tail, ids, layout
 from simspool.spool.process import is_alive
+from simspool.spool.reader import read_drop_counts
 from simspool.spool.segment_header import SegmentHeader
 
-from .follow import Followed
+from .follow import Followed, save_all
 from .summary import Summary
 from .survivors import declare_survivor
 
 PASS_BYTES = 8 << 20
 MAX_OPEN = 400
 _SETTLED_NS = 2_000_000_000
+_STILLBORN = 3600.0
+_DROPS_EVERY = 5  # looks at living writers
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a pass did: bytes read, records and points taken, writers found, and whether more is waiting."""
+    """What a pass did: bytes read, records and points taken, and whether more is waiting."""
 
     bytes: int = 0
     records: int = 0
-    found: int = 0
     more: bool = False
+
+
+class _Poison(Exception):
+    """Raised when one writer's records make a pass fail: it is left out, and the pass begun anew."""
 
 
 class Ingest:
     """Follows all writers of a spool. Confined to the agent's worker thread.
 
-    A run that cannot be read (a newer format, a failing disk) is left out with its reason in `problems`; the others go on.
+    A writer that cannot be read (a newer format, a failing disk) is left out with its reason in `problems`; the others go on.
+    Where the catalog fails (sqlite3.Error), a pass has no effect at all: positions in memory go back to the stored ones.
     """
 
-    def __init__(self, spool: Spool, catalog: Catalog, *, on_run: Callable[[str], None] | None = None) -> None:
+    def __init__(self, spool: Spool, catalog: Catalog, *, report: Callable[[str], None] = lambda _: None) -> None:
         self.spool, self.catalog = spool, catalog
-        self.problems: dict[str, str] = {}
         self.newer: set[str] = set()
-        self._on_run = on_run
-        self._summary = Summary(catalog.connection)
-        self._seen: dict[str, int] = dict(catalog.rows("SELECT id, seen FROM runs"))
+        self._report = report
+        self._bad: dict[str, tuple[str, str]] = {}  # writer -> (run, why)
+        self._poison: set[str] = set()
+        self._looks = 0
+        self._load()
+
+    def _load(self) -> None:
+        """Take positions from the catalog."""
+        rows = self.catalog.rows
+        self._summary = Summary(self.catalog.connection)
+        self._seen: dict[str, int] = dict(rows("SELECT id, seen FROM runs"))
+        self._pruned = {r for (r,) in rows("SELECT run FROM pruned")}
         self._followed: dict[str, Followed] = {}
         self._open: dict[str, None] = {}
-        for row in catalog.rows('SELECT id, run, segment, "offset", sequence, chain, closed, role, header FROM writers WHERE complete = 0'):
+        # folders without a segment, whose process never came to it as far as anyone can tell
+        self._stillborn = dict(rows("SELECT id, run FROM writers WHERE complete = 1 AND segment = 0"))
+        for row in rows('SELECT id, run, segment, "offset", sequence, chain, closed, role, header FROM writers WHERE complete = 0'):
             self._follow(*row)
+        self._stale = False
+
+    @contextlib.contextmanager
+    def _pass(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; when it fails, memory goes back to what is stored."""
+        if self._stale:
+            self.close()
+            self._load()
+        try:
+            with self.catalog.transaction() as db:
+                yield db
+        except BaseException:
+            self._stale = True
+            raise
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why runs are left out, by run."""
+        return dict(self._bad.values())
 
     @property
     def active(self) -> list[str]:
@@ -56,10 +95,12 @@ class Ingest:
         return list(self._followed)
 
     def active_folders(self) -> list[str]:
-        """The folders where new segments, seals and writers of active runs appear."""
-        runs = {f.run for f in self._followed.values()}
-        folders = [f.tail.folder for f in self._followed.values()]
-        return folders + [os.path.join(self.spool.runs, run, "w") for run in runs]
+        """The folders where new segments, seals and writers of active runs appear, the newest first."""
+        found: dict[str, None] = {}
+        for f in reversed(list(self._followed.values())):
+            found[os.path.join(self.spool.runs, f.run, "w")] = None
+            found[f.tail.folder] = None
+        return list(found)
 
     def follows(self, writer: str) -> bool:
         """Say whether a writer is known and not complete."""
@@ -77,13 +118,20 @@ class Ingest:
         known = SegmentHeader.unpack(header) if header else None
         self._followed[writer] = Followed(writer, run, tail, chain, bool(closed), role, known)
 
+    # ------------------------------------------------------------------ finding
+
     def scan(self) -> int:
-        """Look for new runs and writers; returns how many writers were found. Cost: one stat a run that did not change."""
-        found: list[tuple[str, str, int]] = []
+        """Look for new runs and writers; returns how many writers were found. Cost: one stat a run that did not change.
+
+        Raises FileNotFoundError when the whole spool is gone.
+        """
         try:
-            entries = [e.name for e in os.scandir(self.spool.runs) if ids.is_id(e.name)]
+            entries = {e.name for e in os.scandir(self.spool.runs) if ids.is_id(e.name)}
         except FileNotFoundError:
-            return 0
+            entries = set()
+        if not entries and self._seen and not os.path.exists(os.path.join(self.spool.path, "SPOOL")):
+            raise FileNotFoundError(errno.ENOENT, "the spool is gone: is its disk mounted?", self.spool.path)
+        found: list[tuple[str, str, int]] = []
         now = time.time_ns()
         for run in sorted(entries):
             folder = os.path.join(self.spool.runs, run, "w")
@@ -91,140 +139,164 @@ class Ingest:
                 changed = os.stat(folder).st_mtime_ns
             except OSError:
                 continue
-            if self._seen.get(run) == changed:
-                continue
-            # a folder that changed just now may change again without a new time stamp
-            found.append((run, folder, changed if now - changed > _SETTLED_NS else 0))
-        if not found:
+            if self._seen.get(run) != changed:
+                # a folder that changed just now may change again without a new time stamp
+                found.append((run, folder, changed if now - changed > _SETTLED_NS else 0))
+        gone = self._seen.keys() - entries - self._pruned
+        late = [(w, r) for w, r in self._stillborn.items() if layout.segments(os.path.join(self.spool.runs, r, "w", w))]
+        if not found and not gone and not late:
             return 0
-        count = 0
-        with self.catalog.transaction() as db:
-            for run, folder, changed in found:
-                known = {w for (w,) in db.execute("SELECT id FROM writers WHERE run = ?", (run,))}
-                db.execute(
-                    "INSERT INTO runs(id, seen, complete, status, folder) VALUES (?,?,0,'created','/') ON"
-                    " CONFLICT(id) DO UPDATE SET seen=excluded.seen",
-                    (run, changed),
-                )
-                for writer in layout.list_writers(folder):
-                    if writer not in known:
-                        db.execute(
-                            'INSERT OR IGNORE INTO writers(id, run, segment, "offset", sequence, chain,'
-                            ' complete, closed) VALUES (?,?,0,0,1,0,0,0)',
-                            (writer, run),
-                        )
-                        db.execute("UPDATE runs SET complete = 0 WHERE id = ?", (run,))
-                        self._follow(writer, run)
-                        count += 1
-                        if self._on_run is not None:
-                            self._on_run(run)
-                self._seen[run] = changed
-        return count
+        with self._pass() as db:
+            for run in sorted(gone):
+                self._forget(db, run)
+            new = [(w, r) for r, folder, _ in found for w in layout.list_writers(folder)]
+            old = set()
+            for run, _, _ in found:
+                if run in self._seen:
+                    old |= {w for (w,) in db.execute("SELECT id FROM writers WHERE run = ?", (run,))}
+            new = [(w, r) for w, r in new if w not in old]
+            db.executemany(
+                "INSERT INTO runs(id, seen, complete, status, folder) VALUES (?,?,0,'created','/')"
+                " ON CONFLICT(id) DO UPDATE SET seen=excluded.seen",
+                [(run, changed) for run, _, changed in found],
+            )
+            db.executemany(
+                'INSERT OR IGNORE INTO writers(id, run, segment, "offset", sequence, chain, complete, closed) VALUES (?,?,0,0,1,0,0,0)', new
+            )
+            db.executemany("UPDATE writers SET complete = 0 WHERE id = ?", [(w,) for w, _ in late])
+            db.executemany("UPDATE runs SET complete = 0 WHERE id = ?", [(r,) for r in dict.fromkeys(r for _, r in new + late)])
+        self._summary.new_runs.update(r for r, _, _ in found if r not in self._seen)
+        for writer, run in new + late:
+            self._stillborn.pop(writer, None)
+            self._follow(writer, run)
+        for run, _, changed in found:
+            self._seen[run] = changed
+        return len(new) + len(late)
+
+    def _forget(self, db: sqlite3.Connection, run: str) -> None:
+        """Somebody deleted a run's folder: what is not there is not in the catalog. Receipts stay."""
+        where = "writer IN (SELECT id FROM writers WHERE run = ?1)"
+        if db.execute("SELECT 1 FROM pruned WHERE run = ?", (run,)).fetchone():
+            self._pruned.add(run)
+            return
+        [records] = db.execute("SELECT coalesce(sum(sequence - 1), 0) FROM writers WHERE run = ?", (run,)).fetchone()
+        for table in ("pieces", "definitions", "damage"):
+            db.execute(f"DELETE FROM {table} WHERE {where}", (run,))  # noqa: S608
+        for table in ("artifacts", "metrics", "events", "writers"):
+            db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))  # noqa: S608
+        db.execute("DELETE FROM runs WHERE id = ?", (run,))
+        for followed in [f for f in self._followed.values() if f.run == run]:
+            self._let_go(followed)
+        self._stillborn = {w: r for w, r in self._stillborn.items() if r != run}
+        self._seen.pop(run, None)
+        self._report(f"run {run} with {records} records was deleted from the spool: what was not sent is lost")
+
+    # ------------------------------------------------------------------ reading
 
     def read(self, writers: Iterable[str] | None = None, *, budget: int = PASS_BYTES) -> Progress:
-        """Read what is new from these writers (default: all that are active), about `budget` bytes, in one transaction."""
-        progress = Progress()
-        wanted = self._followed.keys() if writers is None else writers
-        done: list[Followed] = []
-        with self.catalog.transaction() as db:
-            for writer in list(wanted):
+        """Read what is new from these writers (default: all that are active), about `budget` bytes, in one transaction.
+
+        Raises sqlite3.Error when the catalog cannot take it.
+        """
+        while True:
+            try:
+                return self._read(None if writers is None else list(writers), budget)
+            except _Poison:
+                continue
+
+    def _read(self, writers: list[str] | None, budget: int) -> Progress:
+        progress, changed = Progress(), []
+        with self._pass() as db:
+            for writer in list(self._followed) if writers is None else writers:
                 followed = self._followed.get(writer)
                 if followed is None:
                     continue
                 if progress.bytes >= budget:
                     progress.more = True
                     break
-                self._read_one(followed, progress, budget, dead=False)
-                if followed.complete:
-                    done.append(followed)
-            self._finish(done)
-            self._summary.flush()
-            del db
+                if self._read_one(followed, progress, budget, dead=False):
+                    changed.append(followed)
+            self._store(db, changed)
         self._limit_open()
         return progress
 
-    def _read_one(self, followed: Followed, progress: Progress, budget: int, *, dead: bool) -> None:
-        db = self.catalog.connection
+    def _read_one(self, followed: Followed, progress: Progress, budget: int, *, dead: bool) -> bool:
+        """Take in what is new of one writer; True when there was something to store."""
         tail, before = followed.tail, (followed.tail.segment, followed.tail.offset)
+        if followed.writer in self._poison:
+            return False
         limit = max(1 << 20, min(budget - progress.bytes, PASS_BYTES // 2))
         used = progress.bytes
         try:
             for chunk in tail.read(dead=dead, limit=limit):
                 progress.bytes += chunk.end - chunk.start
-                progress.records += followed.take(db, self._summary, chunk)
+                progress.records += followed.take(self._summary, chunk)
+                if followed.closed:
+                    break  # whatever follows a close record is not the writer's
         except NewerFormat as error:
-            self.problems[followed.run] = str(error)
+            self._bad[followed.writer] = (followed.run, str(error))
             self.newer.add(followed.run)
-            return
-        except OSError as error:
-            self.problems[followed.run] = f"cannot read {tail.folder}: {error.strerror}: it is tried again"
-            return
-        self.problems.pop(followed.run, None)
-        self._open[followed.writer] = None
+            return False
+        except (OSError, SpoolError) as error:
+            why = f"cannot read {tail.folder}: {getattr(error, 'strerror', None) or error}: it is tried again"
+            self._bad[followed.writer] = (followed.run, why)
+            tail.close()
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            self._set_poison(followed, error)
+            raise _Poison from error
+        else:
+            self._bad.pop(followed.writer, None)
+            self._open[followed.writer] = None
         if progress.bytes - used >= limit:
             progress.more = True
         if (tail.segment, tail.offset) != before or followed.complete:
             followed.quiet = 0
-            followed.save(db)
-        else:
-            followed.quiet += 1
-
-    def bury(self) -> int:
-        """Salvage writers whose process is provably gone; declare those without a close record lost. Returns how many ended.
-
-        Only writers that had nothing new in the last read are looked at.
-        """
-        ended = 0
-        for followed in list(self._followed.values()):
-            if followed.quiet == 0 or followed.run in self.newer:
-                continue
-            header = followed.header
-            if header is None:
-                if not self._is_stillborn(followed):
-                    continue
-            elif is_alive(header) is not False:
-                continue
-            self._bury(followed)
-            ended += 1
-        return ended
-
-    def _bury(self, followed: Followed) -> None:
-        progress = Progress()
-        while not followed.tail.complete:
-            with self.catalog.transaction():
-                at = (followed.tail.segment, followed.tail.offset)
-                self._read_one(followed, progress, progress.bytes + PASS_BYTES, dead=True)
-                self._summary.flush()
-            if followed.run in self.problems or (at == (followed.tail.segment, followed.tail.offset) and not followed.tail.complete):
-                return
-        if not followed.closed and followed.role != "agent" and followed.header is not None:
-            # once more: another agent's word may have come in meanwhile, the first one counts
-            declare_survivor(self.spool, self._summary.state(followed.run), followed)
-        with self.catalog.transaction():
-            self._finish([followed])
-            self._summary.flush()
-
-    def _is_stillborn(self, followed: Followed) -> bool:
-        """A writer's folder that never got a segment: killed at birth, or gone (pruned)."""
-        try:
-            age = time.time() - os.stat(followed.tail.folder).st_mtime
-        except FileNotFoundError:
             return True
-        return age > 3600 and not layout.segments(followed.tail.folder)
+        followed.quiet += 1
+        return False
 
-    def _finish(self, done: list[Followed]) -> None:
-        """Stop following complete writers; note runs that are complete with them."""
-        db = self.catalog.connection
+    def _set_poison(self, followed: Followed, error: Exception) -> None:
+        what = f"its records cannot be taken in ({type(error).__name__}: {error}): they stay in {followed.tail.folder}; please report this"
+        self._poison.add(followed.writer)
+        self._bad[followed.writer] = (followed.run, what)
+
+    def _store(self, db: sqlite3.Connection, changed: list[Followed]) -> None:
+        """Write what was taken, stop following complete writers, note runs that are complete with them."""
+        done = [f for f in changed if f.complete]
+        try:
+            save_all(db, changed)
+            self._summary.flush()
+        except (sqlite3.Error, MemoryError):
+            raise
+        except Exception as error:
+            if len(changed) == 1:
+                self._set_poison(changed[0], error)
+            else:  # one of them has what SQLite has no form for: find it by storing them one by one
+                self._isolate(changed)
+            raise _Poison from error
+        db.executemany(
+            "UPDATE runs SET complete = NOT EXISTS (SELECT 1 FROM writers WHERE run = ?1 AND complete = 0) WHERE id = ?1",
+            [(run,) for run in dict.fromkeys(f.run for f in done)],
+        )
         for followed in done:
-            followed.save(db)
-            db.execute("UPDATE writers SET complete = 1 WHERE id = ?", (followed.writer,))
-            followed.tail.close()
-            self._followed.pop(followed.writer, None)
-            self._open.pop(followed.writer, None)
-            db.execute(
-                "UPDATE runs SET complete = NOT EXISTS (SELECT 1 FROM writers WHERE run = ?1 AND complete = 0) WHERE id = ?1",
-                (followed.run,),
-            )
+            self._let_go(followed)
+
+    def _isolate(self, changed: list[Followed]) -> None:
+        for followed in changed:
+            try:
+                save_all(self.catalog.connection, [followed])
+            except sqlite3.Error:
+                raise
+            except Exception as error:  # noqa: BLE001 - kept as the writer's problem
+                self._set_poison(followed, error)
+
+    def _let_go(self, followed: Followed) -> None:
+        followed.tail.close()
+        self._followed.pop(followed.writer, None)
+        self._open.pop(followed.writer, None)
+        self._bad.pop(followed.writer, None)
 
     def _limit_open(self) -> None:
         """Keep the number of open files bounded; the longest unread are closed, positions stay."""
@@ -238,3 +310,72 @@ class Ingest:
         """Let go of all files."""
         for followed in self._followed.values():
             followed.tail.close()
+
+    # ------------------------------------------------------------------ the dead
+
+    def bury(self) -> int:
+        """Salvage writers whose process is provably gone; declare those without a close record lost. Returns how many ended.
+
+        Only writers that had nothing new in the last read are looked at. Raises sqlite3.Error when the catalog cannot take it.
+        """
+        ended = 0
+        self._looks += 1
+        for followed in list(self._followed.values()):
+            if followed.quiet == 0 or followed.run in self.newer or followed.writer in self._poison:
+                continue
+            header = followed.header
+            if header is None:
+                ended += self._park(followed)
+            elif is_alive(header) is False:
+                ended += self._bury(followed)
+            elif self._looks % _DROPS_EVERY == 0:
+                self._count_drops(followed)
+        return ended
+
+    def _bury(self, followed: Followed) -> bool:
+        writer, progress = followed.writer, Progress()
+        while not followed.tail.complete:
+            at = (followed.tail.segment, followed.tail.offset)
+            try:
+                with self._pass() as db:
+                    self._read_one(followed, progress, progress.bytes + PASS_BYTES, dead=True)
+                    save_all(db, [followed])
+                    self._summary.flush()
+            except _Poison:
+                return False
+            if writer in self._bad or (at == (followed.tail.segment, followed.tail.offset) and not followed.tail.complete):
+                return False
+        if not followed.closed and followed.role != "agent":
+            problem = declare_survivor(self.spool, self._summary.state(followed.run), followed)
+            if problem:
+                self._bad[writer] = (followed.run, f"cannot note that a process of it died: {problem}: it is tried again")
+                self._summary.forget()
+                return False
+        followed.declared = True
+        self._count_drops(followed)
+        with self._pass() as db:
+            self._store(db, [followed])
+        return True
+
+    def _count_drops(self, followed: Followed) -> None:
+        """Take the drop counters of a writer that has not said them in a close record."""
+        with contextlib.suppress(OSError, SpoolError):
+            counts = json.dumps(read_drop_counts(followed.tail.folder))
+            if counts != (followed.drops or "{}") and not followed.closed:
+                followed.drops = counts
+                with self._pass() as db:
+                    db.execute("UPDATE writers SET drops = ? WHERE id = ?", (counts, followed.writer))
+
+    def _park(self, followed: Followed) -> bool:
+        """A writer's folder that has had no segment for an hour: killed at birth, or very slow. The scan goes on looking at it."""
+        try:
+            age = time.time() - os.stat(followed.tail.folder).st_mtime
+        except OSError:
+            age = _STILLBORN + 1
+        if age <= _STILLBORN or layout.segments(followed.tail.folder):
+            return False
+        followed.tail.complete = followed.declared = True
+        with self._pass() as db:
+            self._store(db, [followed])
+        self._stillborn[followed.writer] = followed.run
+        return True

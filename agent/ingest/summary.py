@@ -16,6 +16,7 @@ class Summary:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.new_runs: set[str] = set()  # of which nothing is stored: no need to ask
         self._states: dict[str, dict[str, Any]] = {}
         self._metrics: dict[tuple[str, str], list[Any]] = {}
         self._events: dict[str, list[Any]] = {}
@@ -24,7 +25,10 @@ class Summary:
     def state(self, run: str) -> dict[str, Any]:
         """Return a run's folded state, to be changed in place."""
         state = self._states.get(run)
-        if state is None:
+        if state is None and run in self.new_runs:
+            self.new_runs.discard(run)
+            state = self._states[run] = runstate.empty()
+        elif state is None:
             row = self._connection.execute("SELECT state FROM runs WHERE id = ?", (run,)).fetchone()
             state = self._states[run] = json.loads(row[0]) if row and row[0] else runstate.empty()
         return state
@@ -62,30 +66,30 @@ class Summary:
             known = self._events.setdefault(run, [0, "", 0])
             known[0] += 1
             if wall >= known[2]:
-                known[1:] = str(body.get("message", ""))[:500], wall
+                known[1:] = plain_text(str(body.get("message", ""))[:500]), wall
         elif kind == Kind.ARTIFACT:
             digest, name = body.get("digest"), body.get("name")
             if isinstance(digest, str) and isinstance(name, str):
-                size = body.get("size")
-                self._artifacts.append(
-                    (writer, record.seq, run, name, body.get("category"), digest, size if isinstance(size, int) else None, body.get("mime"))
-                )
+                category, mime = plain_text(body.get("category")), plain_text(body.get("mime"))
+                size = _column_int(body.get("size"))
+                self._artifacts.append((writer, record.seq, run, plain_text(name), category, plain_text(digest), size, mime))
         else:
             runstate.apply(self.state(run), writer, record.seq, kind, wall, body)
 
     def flush(self) -> None:
         """Write everything, inside the caller's transaction."""
-        execute, many = self._connection.execute, self._connection.executemany
-        for run, state in self._states.items():
-            execute(
-                "UPDATE runs SET name=?, folder=?, status=?, tags=?, metadata=?, state=?, created=?, ended=?,"
-                " modified=unixepoch() WHERE id=?",
+        many = self._connection.executemany
+        many(
+            "UPDATE runs SET name=?, folder=?, status=?, tags=?, metadata=?, state=?, created=?, ended=?, modified=unixepoch() WHERE id=?",
+            [
                 (
-                    runstate.value(state, "name"), runstate.value(state, "folder", "/"), runstate.status(state),
-                    _json(runstate.tags(state)), _json(runstate.metadata(state)), _json(state), runstate.started(state),
-                    runstate.finished(state), run,
-                ),
-            )  # fmt: skip
+                    plain_text(runstate.value(state, "name")), plain_text(runstate.value(state, "folder", "/")), runstate.status(state),
+                    _json(runstate.tags(state)), _json(runstate.metadata(state)), _json(state), _column_int(runstate.started(state)),
+                    _column_int(runstate.finished(state)), run,
+                )
+                for run, state in self._states.items()
+            ],
+        )  # fmt: skip
         many(
             "INSERT INTO metrics(run, name, count, last, step, wall) VALUES (?,?,?,?,?,?) ON CONFLICT(run,"
             " name) DO UPDATE SET count = count + excluded.count,"
@@ -93,23 +97,38 @@ class Summary:
             " excluded.wall >= wall THEN excluded.step ELSE step END,"
             " wall = max(wall, excluded.wall)",
             [
-                (run, name, n, records.encode({"v": value}).decode(), step, wall)
+                (run, plain_text(name), n, records.encode({"v": value}).decode(), _column_int(step), _column_int(wall))
                 for (run, name), (n, value, step, wall) in self._metrics.items()
             ],
         )
         many(
             "INSERT INTO events(run, count, last, wall) VALUES (?,?,?,?) ON CONFLICT(run) DO UPDATE SET count = count + excluded.count,"
             " last = CASE WHEN excluded.wall >= wall THEN excluded.last ELSE last END, wall = max(wall, excluded.wall)",
-            [(run, n, message, wall) for run, (n, message, wall) in self._events.items()],
+            [(run, n, message, _column_int(wall)) for run, (n, message, wall) in self._events.items()],
         )
         many(
             "INSERT OR IGNORE INTO artifacts(writer, seq, run, name, category, digest, size, mime) VALUES (?,?,?,?,?,?,?,?)",
             self._artifacts,
         )
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is not written: its transaction was rolled back."""
         self._states.clear()
         self._metrics.clear()
         self._events.clear()
         self._artifacts.clear()
+
+
+def plain_text(value: Any) -> str | None:
+    """Return text that a TEXT column holds: records may carry lone surrogates. None for what is no text."""
+    if not isinstance(value, str):
+        return None
+    return value if value.isascii() else value.encode(errors="replace").decode()
+
+
+def _column_int(value: Any) -> int | None:
+    return value if isinstance(value, int) and -(1 << 63) <= value < 1 << 63 else None
 
 
 def _json(value: Any) -> str:

@@ -11,20 +11,23 @@ from simspool.spool.process import this_host
 from .follow import Followed
 
 
-def declare_survivor(spool: Spool, state: dict[str, Any], followed: Followed) -> bool:
+def declare_survivor(spool: Spool, state: dict[str, Any], followed: Followed) -> str:
     """Record, in a writer of the agent's own, that a writer ended without a close: status `lost`.
 
-    Nothing is recorded where another agent's word is known already; of several, the first one counts. False when it could not be
-    recorded (it is tried again), or was not needed.
+    Nothing is recorded where another agent's word is known already (of several, the first one counts), and where the run was deleted.
+    Returns why it could not be recorded, empty when it was, or was not needed.
     """
     entry = state["writers"].get(followed.writer)
     if entry is not None and runstate.is_ended(entry):
-        return False
+        return ""
     header = followed.header
     assert header is not None
     here = this_host()
     reason = "rebooted" if header.boot_id != here.boot_id else "process-gone"
-    writer = Writer(os.path.join(spool.runs, followed.run, "w"), ids.from_text(followed.run), durability=Durability.LAZY)
+    folder = os.path.join(spool.runs, followed.run, "w")
+    if not os.path.isdir(folder):
+        return ""
+    writer = Writer(folder, ids.from_text(followed.run), durability=Durability.LAZY)
     body = {
         "writer": followed.writer,
         "status": "lost",
@@ -32,4 +35,5 @@ def declare_survivor(spool: Spool, state: dict[str, Any], followed: Followed) ->
         "evidence": {"reason": reason, "pid": header.pid, "host": header.host, "start_ticks": header.start_ticks},
     }
     kept = writer.record(Kind.ATTACH, {"reason": "agent"}) and writer.record(Kind.SURVIVOR, body)
-    return writer.close({"status": None}) and kept
+    kept = writer.close({"status": None}) and kept
+    return "" if kept else writer.last_error or "the spool cannot be written"

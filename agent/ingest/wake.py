@@ -14,7 +14,7 @@ from simspool.spool import Spool, filesystem
 if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver, ObservedWatch
 
-_MAX_WATCHES = 512
+_MAX_WATCHES = 64  # watchdog keeps a thread for each
 
 
 class Doorbell:

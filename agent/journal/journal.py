@@ -5,17 +5,22 @@ Journal segments are ordinary ones below `<spool>/agent/w`, with the spool's id 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from simspool.agent.catalog import Catalog
 from simspool.spool import Durability, Kind, Spool, Tail, Writer, ids, layout
 from simspool.spool.frames import Record
+from simspool.spool.process import is_alive
 
-_COMPACT_WRITERS, _COMPACT_BYTES, _BATCH = 24, 4 << 20, 2000
+_COMPACT_WRITERS, _COMPACT_BYTES = 24, 4 << 20
+_BODY = 200_000  # bytes of JSON in one record: a frame holds 1 MiB
+_KEYS = ("refused", "blobs", "refused_blobs", "cursors", "blocked")  # in this order: a mark never gets ahead of what was refused below it
 
 
 class Cursor(NamedTuple):
@@ -35,14 +40,17 @@ class Journal:
     """The agent's durable memory. Confined to the agent's worker thread.
 
     Every method that returns has its records fsynced, and then in the catalog. Raises OSError when the journal cannot be written: nothing
-    may be sent then.
+    may be sent then. Raises sqlite3.Error when only the catalog cannot: what was journaled is put there later.
     """
 
     def __init__(self, spool: Spool, catalog: Catalog) -> None:
         self._spool, self._catalog = spool, catalog
         self._folder = os.path.join(spool.agent, "w")
         self._writer: Writer | None = None
+        self._unindexed: list[tuple[int, dict[str, Any]]] = []
         self._replay()
+        with contextlib.suppress(OSError):  # a full disk: it stays as it is
+            self.compact_if_large()
 
     # ------------------------------------------------------------------ writing
 
@@ -75,37 +83,36 @@ class Journal:
         `blocked` names writers that it refuses as a whole. `at` is the wall time in seconds.
         """
         body: dict[str, Any] = {"server": server, "at": at}
-        for key, value in (
-            ("cursors", cursors), ("refused", refused), ("blobs", blobs), ("refused_blobs", refused_blobs), ("blocked", blocked),
-        ):  # fmt: skip
+        for key, value in zip(_KEYS, (refused, blobs, refused_blobs, cursors, blocked), strict=True):
             if value:
                 body[key] = [list(v) if isinstance(v, tuple) else v for v in value]
-        self._append(Kind.RECEIPT, [body])
-        with self._catalog.transaction():
-            self._index(Kind.RECEIPT, body)
-            self._note_position()
+        self._note(Kind.RECEIPT, list(_cut(body)))
 
-    def prune(self, run: str, at: float, last: dict[str, int], blobs: Sequence[str]) -> None:
-        """Note, before deleting, that a run's acknowledged records (up to `last` per writer) and blobs go."""
-        body = {"run": run, "at": at, "last": last, "blobs": list(blobs)}
-        self._append(Kind.PRUNE, [body])
-        with self._catalog.transaction():
-            self._index(Kind.PRUNE, body)
-            self._note_position()
+    def prune(self, run: str, at: float, last: dict[str, int]) -> None:
+        """Note, before deleting, that a run's acknowledged records (up to `last` per writer) go, and its blobs."""
+        self._note(Kind.PRUNE, [{"run": run, "at": at, "last": last}])
 
     def rewind(self, server: str, cursor: Cursor) -> None:
         """Note that a server has less than its receipts said (it was restored from a backup): send again from there."""
-        body = {"server": server, "cursor": list(cursor)}
-        self._append(Kind.IDMAP, [{"rewind": body}])
+        self._note(Kind.IDMAP, [{"rewind": {"server": server, "cursor": list(cursor)}}])
+
+    def _note(self, kind: Kind, bodies: list[dict[str, Any]]) -> None:
+        """Append, then index; what an earlier failure left unindexed goes first, as positions only move past what is indexed."""
+        self._append(kind, bodies)
+        self._unindexed += [(kind, body) for body in bodies]
         with self._catalog.transaction():
-            self._index(Kind.IDMAP, {"rewind": body})
+            for one in self._unindexed:
+                self._index(*one)
             self._note_position()
+        self._unindexed.clear()
 
     def close(self) -> None:
         """Seal the journal's segment. A kill instead loses nothing: receipts are fsynced one by one."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close({"status": None})
+            if self._unindexed:
+                return  # the next start reads it again
             with self._catalog.transaction() as db:
                 db.execute("INSERT OR REPLACE INTO journal(writer, sequence, closed) VALUES (?,?,1)", (writer.id_text, writer.sequence))
 
@@ -118,65 +125,90 @@ class Journal:
     # ------------------------------------------------------------------ reading
 
     def _replay(self) -> None:
-        """Bring the catalog up to the journal, after a crash or when it was deleted; then keep the journal small."""
+        """Bring the catalog up to the journal, after a crash or when it was deleted."""
         known = {w: (seq, closed) for w, seq, closed in self._catalog.rows("SELECT writer, sequence, closed FROM journal")}
-        writers = layout.list_writers(self._folder)
-        for writer in writers:
+        for writer in layout.list_writers(self._folder):
             sequence, closed = known.get(writer, (0, 0))
-            if closed:
-                continue
-            last = sequence
-            with self._catalog.transaction() as db:
-                with Tail(os.path.join(self._folder, writer), self._spool.id) as tail:
-                    for chunk in tail.read(dead=True):
-                        for item in chunk.items:
-                            if isinstance(item, Record) and item.body is not None and item.seq > sequence:
-                                self._index(item.kind, item.body)
-                                last = item.seq
-                # only one agent at a time holds the spool, so this writer's process has ended
-                db.execute("INSERT OR REPLACE INTO journal(writer, sequence, closed) VALUES (?,?,1)", (writer, last))
-        if len(writers) > _COMPACT_WRITERS or self._bytes(writers) > _COMPACT_BYTES:
-            self._compact(writers)
+            if not closed:
+                with self._catalog.transaction():
+                    self._replay_one(writer, sequence)
 
-    def _bytes(self, writers: list[str]) -> int:
-        return sum(os.stat(s.path).st_size for w in writers for s in layout.segments(os.path.join(self._folder, w)))
+    def _replay_one(self, writer: str, sequence: int) -> None:
+        last, over = sequence, False
+        with Tail(os.path.join(self._folder, writer), self._spool.id) as tail:
+            for chunk in tail.read(dead=True):
+                for item in chunk.items:
+                    if isinstance(item, Record) and item.body is not None and item.seq > sequence:
+                        self._index(item.kind, item.body)
+                        last, over = item.seq, item.kind == Kind.CLOSE
+            # an agent on another machine may hold a lock of its own, and write on
+            over = over or (tail.header is not None and is_alive(tail.header) is False)
+        self._catalog.connection.execute(
+            "INSERT OR REPLACE INTO journal(writer, sequence, closed) VALUES (?,?,?)", (writer, last, int(over))
+        )
 
-    def _compact(self, writers: list[str]) -> None:
-        """Write everything that still counts as checkpoints into a new writer, durably; then delete the old ones."""
+    # ------------------------------------------------------------------ compaction
+
+    def _is_large(self) -> bool:
+        """Say whether most of the journal is past: intents, and receipts that later ones replace."""
+        writers = layout.list_writers(self._folder)
+        if len(writers) > _COMPACT_WRITERS:
+            return True
+        size = sum(os.stat(s.path).st_blocks * 512 for w in writers for s in layout.segments(os.path.join(self._folder, w)))
+        if size <= _COMPACT_BYTES:
+            return False
+        [cursors], [uploads], [refused] = (
+            self._catalog.one(f"SELECT count(*) FROM {table}") or (0,)  # noqa: S608
+            for table in ("cursors", "uploads", "refused")
+        )
+        return bool(size > max(_COMPACT_BYTES, 4 * (100 * cursors + 70 * uploads + 200 * refused)))
+
+    def compact_if_large(self) -> None:
+        """Keep the journal of an agent that runs for months small. Raises OSError; then it stays as it is."""
+        if self._is_large():
+            self.close()
+            self.compact()
+
+    def compact(self) -> None:
+        """Write everything that still counts as checkpoints into a new writer, durably; then delete the old ones.
+
+        Killed in the middle, both are there: checkpoints say again what the old ones add up to.
+        """
         rows = self._catalog.rows
+        old = [
+            w for (w,) in rows("SELECT writer FROM journal WHERE closed = 1 ORDER BY writer")
+            if os.path.isdir(os.path.join(self._folder, w))
+        ]  # fmt: skip
         bodies: list[dict[str, Any]] = []
-        for server, key, sql, width in (
-            *((s, "cursors", "SELECT writer, mark, chain, segment, offset FROM cursors WHERE server = ?", 5) for s in self._servers()),
-            *((s, "refused", "SELECT writer, seq, reason FROM refused WHERE server = ?", 3) for s in self._servers()),
-            *((s, "blobs", "SELECT digest FROM uploads WHERE server = ? AND state = 'stored'", 1) for s in self._servers()),
-            *(
-                (s, "refused_blobs", "SELECT digest, reason FROM uploads WHERE server = ? AND state = 'refused'", 2)
-                for s in self._servers()
-            ),
-            *((s, "blocked", "SELECT writer, blocked FROM cursors WHERE server = ? AND blocked IS NOT NULL", 2) for s in self._servers()),
+        for key, sql in (
+            ("refused", "SELECT server, 0, writer, seq, reason FROM refused"),
+            ("blobs", "SELECT server, at, digest FROM uploads WHERE state = 'stored'"),
+            ("refused_blobs", "SELECT server, at, digest, reason FROM uploads WHERE state = 'refused'"),
+            ("cursors", 'SELECT server, at, writer, mark, chain, segment, "offset" FROM cursors'),
+            ("blocked", "SELECT server, at, writer, blocked FROM cursors WHERE blocked IS NOT NULL"),
         ):
-            found = rows(sql, (server,))
-            for i in range(0, len(found), _BATCH):
-                part = found[i : i + _BATCH]
-                bodies.append({"server": server, "at": 0, key: [r[0] for r in part] if width == 1 else [list(r) for r in part]})
-        bodies += [{"run": run, "at": at, "last": {}, "blobs": []} for run, at in rows("SELECT run, at FROM pruned")]
+            by_server: dict[str, list[tuple[Any, ...]]] = {}
+            for server, *row in rows(f"{sql} ORDER BY 1, 2"):
+                by_server.setdefault(server, []).append(tuple(row))
+            for server, found in by_server.items():
+                for i in range(0, len(found), 1000):
+                    part = found[i : i + 1000]
+                    # one time for all of a part, the latest: grace may become longer by it, never shorter
+                    body = {"server": server, "at": part[-1][0] or 0, key: [r[1] if key == "blobs" else list(r[1:]) for r in part]}
+                    bodies += _cut(body)
+        bodies += [{"run": run, "at": at, "last": json.loads(last)} for run, at, last in rows("SELECT run, at, last FROM pruned")]
         self._append(Kind.CHECKPOINT, bodies or [{}])
         with self._catalog.transaction() as db:
             self._note_position()
-            db.executemany("DELETE FROM journal WHERE writer = ?", [(w,) for w in writers])
-        for writer in writers:
+            db.executemany("DELETE FROM journal WHERE writer = ?", [(w,) for w in old])
+        for writer in old:
             shutil.rmtree(os.path.join(self._folder, writer), ignore_errors=True)
-
-    def _servers(self) -> list[str]:
-        return [
-            s for (s,) in self._catalog.rows("SELECT server FROM cursors UNION SELECT server FROM uploads UNION SELECT server FROM refused")
-        ]
 
     def _index(self, kind: int, body: dict[str, Any]) -> None:
         """Put one journal record into the catalog. Repeating it is harmless: marks only grow, except by a rewind."""
         db = self._catalog.connection
         if kind == Kind.PRUNE or (kind == Kind.CHECKPOINT and "run" in body):
-            db.execute("INSERT OR REPLACE INTO pruned(run, at, last) VALUES (?,?,?)", (body["run"], body["at"], str(body.get("last"))))
+            db.execute("INSERT OR REPLACE INTO pruned(run, at, last) VALUES (?,?,?)", (body["run"], body["at"], json.dumps(body["last"])))
             return
         if kind == Kind.IDMAP and "rewind" in body:
             back = body["rewind"]
@@ -191,10 +223,10 @@ class Journal:
         server, at = body.get("server"), body.get("at", 0)
         db.executemany(
             'INSERT INTO cursors(server, writer, mark, chain, segment, "offset", at) VALUES (?,?,?,?,?,?,?) ON'
-            ' CONFLICT(server, writer) DO UPDATE SET'
+            " CONFLICT(server, writer) DO UPDATE SET"
             ' mark=excluded.mark, chain=excluded.chain, segment=excluded.segment, "offset"=excluded."offset", at=excluded.at, blocked=NULL'
-            " WHERE excluded.mark >= mark",
-            [(server, *c, at) for c in body.get("cursors", ())],
+            " WHERE excluded.mark >= mark OR ?",
+            [(server, *c, at, kind == Kind.CHECKPOINT) for c in body.get("cursors", ())],  # checkpoints know of rewinds
         )
         db.executemany(
             "INSERT OR REPLACE INTO refused(server, writer, seq, reason) VALUES (?,?,?,?)", [(server, *r) for r in body.get("refused", ())]
@@ -212,3 +244,21 @@ class Journal:
             " ON CONFLICT(server, writer) DO UPDATE SET blocked=excluded.blocked",
             [(server, writer, at, reason) for writer, reason in body.get("blocked", ())],
         )
+
+
+def _cut(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a receipt in parts that each fit a frame."""
+    if len(json.dumps(body)) <= _BODY:
+        yield body
+        return
+    for key in _KEYS:
+        part: list[Any] = []
+        size = 0
+        for row in body.get(key, ()):
+            part.append(row)
+            size += len(json.dumps(row))
+            if size > _BODY:
+                yield {"server": body["server"], "at": body["at"], key: part}
+                part, size = [], 0
+        if part:
+            yield {"server": body["server"], "at": body["at"], key: part}

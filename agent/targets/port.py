@@ -57,8 +57,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may carry: bytes before compression, and ranges; and the largest blob, in bytes."""
+    """What one request may carry: bytes as sent and before compression, and ranges; and the largest blob, in bytes."""
 
+    body: int = 16 << 20
     decoded: int = 16 << 20
     ranges: int = 1000
     blob: int = 1 << 40

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a test needs a child process
 from real_server import RealServer
 
 from simspool.spool import Spool, open_spool
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the campaign's module
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,9 @@ def test_beside_a_running_agent_sync_hands_over_and_shows_the_same(spool: Spool,
     assert "agent ls" in missing.stderr
 
 
-def test_a_second_agent_on_one_spool_is_refused_with_the_owner_named(spool: Spool, server: RealServer, daemon: subprocess.Popen[str]) -> None:
+def test_a_second_agent_on_one_spool_is_refused_with_the_owner_named(
+    spool: Spool, server: RealServer, daemon: subprocess.Popen[str]
+) -> None:
     second = agent("run", env=server.environment)
     assert second.returncode == 10
     assert str(daemon.pid) in second.stderr
@@ -147,7 +149,9 @@ def test_nonsense_in_place_of_a_server_is_a_clear_error(spool: Spool, tmp_path: 
     assert "login page" in done.stderr
 
 
-def test_a_bell_path_that_is_too_long_is_said_and_the_scan_is_sufficient(spool: Spool, server: RealServer, tmp_path: Path, monkeypatch) -> None:
+def test_a_bell_path_that_is_too_long_is_said_and_the_scan_is_sufficient(
+    spool: Spool, server: RealServer, tmp_path: Path, monkeypatch
+) -> None:
     deep = tmp_path / ("d" * 120)
     deep.mkdir(mode=0o700)
     process = start_daemon({**server.environment, "XDG_RUNTIME_DIR": str(deep)})
@@ -159,3 +163,96 @@ def test_a_bell_path_that_is_too_long_is_said_and_the_scan_is_sufficient(spool: 
         assert process.wait(20) == 0
         assert process.stderr is not None
         process.stderr.close()
+
+
+def test_two_syncs_at_once_both_end_well_and_nothing_arrives_twice(spool: Spool, server: RealServer) -> None:
+    runs = [whole(spool, f"r{n}", points=500) for n in range(20)]
+    env = {**os.environ, **server.environment}
+    command = [sys.executable, "-m", "simspool.agent"]
+    started = [subprocess.Popen([*command, "sync", "--json"], env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    looking = subprocess.Popen([*command, "status", "--json"], env=env, stdout=subprocess.PIPE, text=True)
+    for process in [*started, looking]:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+    for run in runs:
+        assert len(server.points(run, "loss")) == 500
+
+
+def test_an_agent_that_starts_while_a_command_has_the_spool_waits_for_it(spool: Spool, server: RealServer) -> None:
+    from simspool.spool.lock import SpoolLock
+
+    lock = SpoolLock(spool)
+    lock.acquire()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simspool.agent", "run"], env={**os.environ, **server.environment}, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        time.sleep(1.5)
+        assert process.poll() is None
+        lock.release()
+        assert process.stderr is not None
+        until(lambda: "serving" in process.stderr.readline())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def slow_server(tmp_path: Path) -> subprocess.Popen[str]:
+    """A server that takes every request and answers none."""
+    script = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code"), [("sync", signal.SIGINT, 130), ("run", signal.SIGTERM, 0), ("run", signal.SIGINT, 0)]
+)
+def test_a_signal_in_the_middle_of_a_drain_ends_it_clean_and_the_next_sync_is_exact(
+    spool: Spool, server: RealServer, tmp_path: Path, command: str, number: signal.Signals, code: int
+) -> None:
+    run = whole(spool, points=300)
+    with slow_server(tmp_path) as other:
+        assert other.stdout is not None
+        port = other.stdout.readline().strip()
+        env = {**os.environ, "SIMSPOOL_URL": f"http://127.0.0.1:{port}", "SIMSPOOL_TOKEN": "t"}
+        process = subprocess.Popen([sys.executable, "-m", "simspool.agent", command], env=env, stderr=subprocess.PIPE, text=True)
+        time.sleep(2.0)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+        other.kill()
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert agent("sync", env=server.environment).returncode == 0
+    assert len(server.points(run, "loss")) == 300
+
+
+def test_status_on_a_spool_that_cannot_be_written_is_read_from_the_spool(spool: Spool, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import errno
+
+    from simspool.agent.cli.view import open_view
+    from simspool.spool.lock import SpoolLock
+
+    run = whole(spool, points=5)
+
+    def refused(_: SpoolLock) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(SpoolLock, "acquire", refused)
+    with open_view(spool) as catalog:
+        assert catalog.path is None
+        assert catalog.rows("SELECT id FROM runs") == [(run,)]
+
+
+def test_a_catalog_that_is_damaged_inside_is_rebuilt_by_the_next_command(spool: Spool, server: RealServer) -> None:
+    from simspool.agent.catalog.store import catalog_path
+
+    runs = [whole(spool, f"r{n}", points=10) for n in range(50)]
+    assert agent("sync", env=server.environment).returncode == 0
+    path = Path(catalog_path(spool))
+    data = bytearray(path.read_bytes())
+    for at in range(4096, len(data), 4096):
+        data[at : at + 100] = b"\xff" * 100
+    path.write_bytes(bytes(data))
+    shown = json.loads(agent("status", "--json", check=True).stdout)
+    assert (shown["runs"]["total"], shown["records"]["waiting"]) == (50, 0)
+    again = json.loads(agent("sync", "--json", env=server.environment, check=True).stdout)
+    assert (again["state"], again["sent_records"]) == ("done", 0)
+    assert len(server.points(runs[7], "loss")) == 10

@@ -32,7 +32,7 @@ def expected(points: int) -> list[tuple[int, float]]:
 def sync(spool: Spool, server: RealServer, url: str | None = None, **options: object):
     async def once():
         config = AgentConfig(spool, url or server.url, server.token)
-        async with Agent(config, backoff=Backoff(lambda: 0.02)) as found:
+        async with Agent(config, backoff=Backoff(lambda: 0.002)) as found:
             return await found.sync(**{"timeout": 60.0, **options})
 
     return asyncio.run(once())
@@ -101,7 +101,9 @@ def test_a_schedule_of_random_faults_leaves_every_count_exact(spool: Spool, serv
     assert server.points(big, "loss") == expected(20_000)
 
 
-def test_a_server_that_is_killed_in_the_middle_has_everything_once_at_the_end(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_killed_in_the_middle_has_everything_once_at_the_end(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("simspool.agent.drain.batch.REQUEST_BYTES", 128 << 10)
     run, writer = begin(spool)
     fill(writer, 60_000)
@@ -135,7 +137,9 @@ def test_an_agent_that_is_killed_at_random_moments_sends_nothing_twice(spool: Sp
     env = {**os.environ, **server.environment}
     rng = random.Random(3)
     for _ in range(8):
-        process = subprocess.Popen([sys.executable, "-m", "simspool.agent", "sync"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "simspool.agent", "sync"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(rng.uniform(0.2, 0.6))
         process.kill()
         process.wait()
@@ -278,7 +282,9 @@ class HourClock:
         await asyncio.sleep(0.001)
 
 
-def test_a_server_away_for_an_hour_is_found_again_within_a_minute_and_no_command_is_typed(spool: Spool, tmp_path: Path, monkeypatch) -> None:
+def test_a_server_away_for_an_hour_is_found_again_within_a_minute_and_no_command_is_typed(
+    spool: Spool, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(drain_loop, "_HEARTBEAT", 1e9)
     run = whole(spool, points=500)
     with RealServer(tmp_path / "s") as own:

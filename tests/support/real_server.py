@@ -12,7 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class RealServer:
@@ -82,7 +82,7 @@ class RealServer:
             if not page:
                 return found
 
-    def __enter__(self) -> RealServer:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -90,10 +90,13 @@ class RealServer:
         self.kill(signal.SIGTERM)
 
 
-def agent(*arguments: str, env: dict[str, str] | None = None, check: bool = False, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def agent(
+    *arguments: str, env: dict[str, str] | None = None, check: bool = False, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Run an `agent` command in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "simspool.agent", *arguments], env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", "simspool.agent", *arguments], env={**os.environ, **(env or {})},
+        capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     if check and done.returncode != 0:
         raise AssertionError(f"agent {' '.join(arguments)}: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -32,7 +32,14 @@ def add_file(spool: Spool, run: str, writer: Writer, path: Path, name: str | Non
     blob = blobs.put_file(spool, spool.run(run), str(path))
     assert writer.record(
         Kind.ARTIFACT,
-        {"name": name or path.name, "category": "output", "digest": blob.digest, "size": blob.size, "mime": "text/plain", "path": str(path)},
+        {
+            "name": name or path.name,
+            "category": "output",
+            "digest": blob.digest,
+            "size": blob.size,
+            "mime": "text/plain",
+            "path": str(path),
+        },
     )
     return blob.digest
 
