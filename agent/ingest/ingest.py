@@ -17,6 +17,7 @@ from simspool.spool.process import is_alive
 from simspool.spool.reader import read_drop_counts
 from simspool.spool.segment_header import SegmentHeader
 
+from .durable import Hardener
 from .follow import Followed, save_all
 from .summary import Summary
 from .survivors import declare_survivor
@@ -55,6 +56,7 @@ class Ingest:
         self._bad: dict[str, tuple[str, str]] = {}  # writer -> (run, why)
         self._poison: set[str] = set()
         self._looks = 0
+        self.hardener = Hardener(spool, report)
         self._load()
 
     def _load(self) -> None:
@@ -231,6 +233,7 @@ class Ingest:
             for chunk in tail.read(dead=dead, limit=limit):
                 progress.bytes += chunk.end - chunk.start
                 progress.records += followed.take(self._summary, chunk)
+                self.hardener.saw(tail.folder, chunk)
                 if followed.closed:
                     break  # whatever follows a close record is not the writer's
         except NewerFormat as error:
@@ -352,6 +355,8 @@ class Ingest:
                 self._summary.forget()
                 return False
         followed.declared = True
+        digests = self.catalog.rows("SELECT DISTINCT digest FROM artifacts WHERE writer = ?", (writer,))
+        self.hardener.publish(followed.run, [d for (d,) in digests])
         self._count_drops(followed)
         with self._pass() as db:
             self._store(db, [followed])

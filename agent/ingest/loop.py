@@ -17,6 +17,7 @@ from .wake import FolderWatch
 _FAST, _SLOWEST_LIVE, _SLOWEST_IDLE = 0.05, 1.0, 30.0  # seconds between looks at the spool
 _SCAN_SHARE = 0.005  # of the time may go into scanning
 _BURY_EVERY = 2.0
+_HARDEN_EVERY = 0.5
 
 
 class IngestLoop:
@@ -37,7 +38,7 @@ class IngestLoop:
         self._news = asyncio.Event()
         self._hot: set[str] = set()
         self._scan_wanted = True
-        self._next_scan = self._next_bury = 0.0
+        self._next_scan = self._next_bury = self._next_harden = 0.0
         self.problem = ""
 
     def rung(self, writer: str) -> None:
@@ -93,6 +94,9 @@ class IngestLoop:
             self._next_bury = now + _BURY_EVERY
             ended = await self._work(ingest.bury)
             self._scan_wanted = self._scan_wanted or ended > 0
+        if now >= self._next_harden:
+            self._next_harden = now + _HARDEN_EVERY
+            await self._work(ingest.hardener.harden)
         if progress.records or ended or found:
             self._taken()
         if progress.more:
