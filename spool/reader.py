@@ -311,6 +311,9 @@ class Tail:
             half_written = verdict == "corrupt" and not self._sealed and not any(frame[length - 4 : length])
             kind = "loss" if verdict == "none" else "torn" if verdict == "torn" or half_written else "corrupt"
             chunk.damage.append(Damage(kind, self.segment, bad, end, own or self.sequence, own))
+            if own >= self.sequence:
+                chunk.gaps.append((self.sequence, own, "lost"))
+                self.sequence, chunk.last = own + 1, own
         elif self._sealed:
             chunk.damage.append(Damage("torn", self.segment, bad, size, self.sequence, 0))
         self.offset = chunk.end = size

@@ -98,8 +98,8 @@ class Stream:
     """See above. `free` holds one item while nobody is inside; `page[0]` is 1 in the process that made the stream."""
 
     __slots__ = (
-        "_retry_at", "attempts", "closed", "deferred", "dirty", "drops", "each", "folder", "free", "id", "in_upkeep", "last_error", "mapped", "named",
-        "now", "number", "opening", "page", "prepared", "retired", "seq", "step", "upkeep",
+        "_retry_at", "attempts", "closed", "deferred", "dirty", "drops", "each", "folder", "free", "id", "in_upkeep", "last_error",
+        "mapped", "named", "now", "number", "opening", "page", "prepared", "retired", "seq", "step", "upkeep",
     )  # fmt: skip
 
     def __init__(self, opening: Opening, mapped: bool | None, step: int = 0, *, closed: bool = False) -> None:
@@ -375,7 +375,7 @@ class Stream:
         self.drops[reason] += 1
         if self.now.file is not None:
             at, raw = segment_header.drop_slot(reason, self.drops[reason], self.now.seed)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: at shutdown, the map may be closed by now
                 self.now.store[at : at + 16] = raw
         return False
 

@@ -65,7 +65,9 @@ def test_many_processes_that_make_one_spool_agree(tmp_path: Path) -> None:
     ('{"format": [1, 0], "id": "x"}', InvalidSpool), ('{"format": [2, 0], "id": "x"}', NewerFormat), ("[" * 100_000, InvalidSpool),
     ('{"format": [1, 7], "id": "0000000000000000000000"}', None),
 ])  # fmt: skip
-def test_a_spools_file_is_read_strictly_and_a_newer_major_left_untouched(tmp_path: Path, content: str, error: type[SpoolError] | None) -> None:
+def test_a_spools_file_is_read_strictly_and_a_newer_major_left_untouched(
+    tmp_path: Path, content: str, error: type[SpoolError] | None
+) -> None:
     (tmp_path / "SPOOL").write_text(content)
     for create in (False, True):
         if error is None:
@@ -135,7 +137,7 @@ def test_small_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(os, name, lambda *a, _n=name, _r=real: (calls.append(_n), _r(*a))[1])
     assert atomic.write_json(str(tmp_path / "x"), {"a": "\ud800"})
     assert calls == ["fsync", "rename", "fsync"]
-    assert json.loads((tmp_path / "x").read_text()) == {"a": "\\ud800"} or (tmp_path / "x").exists()
+    assert json.loads((tmp_path / "x").read_text()) == {"a": "\ud800"}
     assert not atomic.write_json(str(tmp_path / "x"), {"b": 1}, exclusive=True)
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(OSError):

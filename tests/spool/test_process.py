@@ -35,7 +35,8 @@ def test_a_process_is_alive_only_as_the_same_start_on_the_same_boot() -> None:
 def test_what_this_host_cannot_know_is_none() -> None:
     """Another host, another machine of the same name (cluster nodes called localhost), another PID namespace."""
     me = header_of(os.getpid())
-    for other in (replace(me, host="elsewhere"), replace(me, machine=bytes(range(16)), boot_id=bytes(range(16))), replace(me, pid_namespace=1)):
+    elsewhere = replace(me, machine=bytes(range(16)), boot_id=bytes(range(16)))
+    for other in (replace(me, host="elsewhere"), elsewhere, replace(me, pid_namespace=1)):
         assert process.is_alive(other) is None
 
 

@@ -15,20 +15,22 @@ from simspool.spool import Kind, runstate
 WRITERS = ["w1", "w2", "w3"]
 words = st.sampled_from(["a", "b", "c"])
 statuses = st.sampled_from(["created", "running", "completed", "failed", "terminated", "lost", "nonsense"])
-odd = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2) | st.dictionaries(words, st.integers(), max_size=2)
+numbers = st.dictionaries(words, st.integers(), max_size=2)
+odd = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2) | numbers
 bodies = st.one_of(
     st.tuples(st.just(Kind.RUN), st.fixed_dictionaries(
-        {}, optional={"name": words, "folder": words, "metadata": st.dictionaries(words, st.integers()), "tags": st.lists(words), "status": statuses})),
+        {}, optional={"name": words, "folder": words, "metadata": numbers, "tags": st.lists(words), "status": statuses})),
     st.tuples(st.just(Kind.ATTACH), st.fixed_dictionaries({"reason": st.sampled_from(["attach", "fork", "re-entrant", "reconnect"])},
                                                           optional={"rank": st.integers(0, 3)})),
     st.tuples(st.just(Kind.METADATA), st.fixed_dictionaries({"set": st.dictionaries(words, st.integers())})),
     st.tuples(st.just(Kind.CONFIG), st.fixed_dictionaries({"set": st.dictionaries(words, st.integers())})),
     st.tuples(st.just(Kind.TAGS), st.fixed_dictionaries({"op": st.sampled_from(["set", "add"]), "tags": st.lists(words)})),
     st.tuples(st.just(Kind.STATUS), st.fixed_dictionaries({"status": statuses})),
-    st.tuples(st.just(Kind.CLOSE), st.fixed_dictionaries({"status": statuses}, optional={"drops": st.dictionaries(words, st.integers())})),
+    st.tuples(st.just(Kind.CLOSE), st.fixed_dictionaries({"status": statuses}, optional={"drops": numbers})),
     st.tuples(st.just(Kind.SURVIVOR), st.fixed_dictionaries({"writer": st.sampled_from(WRITERS), "status": statuses})),
     st.tuples(st.sampled_from(sorted(runstate.FOLDED_KINDS)), st.dictionaries(
-        st.sampled_from(["set", "tags", "op", "status", "reason", "rank", "writer", "metadata", "fields", "drops", "name"]), odd, max_size=5)),
+        st.sampled_from(["set", "tags", "op", "status", "reason", "rank", "writer", "metadata", "fields", "drops", "name"]), odd,
+        max_size=5)),
 )  # fmt: skip
 
 

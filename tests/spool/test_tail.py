@@ -166,7 +166,7 @@ def test_a_newer_major_is_refused_and_left_untouched(tmp_path: Path) -> None:
 def test_names_that_are_no_segments_are_ignored(writer: Writer, read: Read) -> None:
     writer.metrics({"a": 1})
     writer.close()
-    for name in ("000000.open", "99999999999.open", "1.open", "0000002.open", "000002.next", "000002.new", "x.seg", "000003.seg.bak",
+    for name in ("000000.open", "99999999999.open", "1.open", "0000002.open", "000002.1.next", "000002.next", "x.seg", "000003.seg.bak",
                  "٠٠٠٠٠٢.seg"):  # fmt: skip
         Path(writer.folder, name).write_bytes(b"x")
     assert [s.number for s in layout.segments(writer.folder)] == [1]

@@ -325,7 +325,7 @@ def test_calls_from_signal_handlers_neither_deadlock_nor_tear(tmp_path: Path, ma
     old = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0003)
     try:
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 0.6
         while time.monotonic() < until:
             kept += w.metrics({"a": 1.0, "b": 2.0})
             kept += w.record(Kind.EVENT, {"message": "main"})
@@ -336,7 +336,7 @@ def test_calls_from_signal_handlers_neither_deadlock_nor_tear(tmp_path: Path, ma
     found = [read(str(tmp_path / "w" / name)) for name in os.listdir(tmp_path / "w")]
     records = [r for got in found for r in got.records if r[1] not in {Kind.ATTACH, Kind.CLOSE}]
     assert len(records) == kept + inside
-    assert inside > 500
+    assert inside > 200
     assert len(found) <= 2  # the side writer
     assert all(not got.damage and not got.gaps for got in found)
 
@@ -359,17 +359,21 @@ def test_an_exception_out_of_a_signal_handler_leaves_a_sound_writer(tmp_path: Pa
             armed = False
             raise _Boom
 
+    def flood() -> None:
+        nonlocal armed, n
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, 0.00002 + (n % 37) * 3e-6)
+        while armed:  # the exception may have come in a destructor, which swallows it
+            n += 1
+            if w.metrics({f"s{n // 200}": n}) and (n % 7 or w.record(Kind.EVENT, {"message": n})):
+                true.append(n)
+
     old = signal.signal(signal.SIGALRM, handler)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 1
     try:
         while time.monotonic() < deadline:
             try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, 0.00002 + (n % 37) * 3e-6)
-                while True:
-                    n += 1
-                    if w.metrics({f"s{n // 200}": n}) and (n % 7 or w.record(Kind.EVENT, {"message": n})):
-                        true.append(n)
+                flood()
             except _Boom:
                 caught += 1
     finally:
@@ -379,7 +383,7 @@ def test_an_exception_out_of_a_signal_handler_leaves_a_sound_writer(tmp_path: Pa
     assert w.metrics({"last": 1.0})
     assert w.close()
     got = read(w.folder)
-    assert caught > 200
+    assert caught > 100
     assert not got.damage
     assert got.sequences == list(range(1, len(got.sequences) + 1))
     found = {v for r in got.records for v in (r[3] or {}).values()}
