@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,7 +31,7 @@ def this_host() -> Host:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         namespace = 0
-    return Host(socket.gethostname(), boot_id, namespace, _machine())
+    return Host(os.uname().nodename, boot_id, namespace, _machine())
 
 
 def _machine() -> bytes:

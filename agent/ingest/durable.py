@@ -1,6 +1,6 @@
 """The agent's share in durability: what a silent or busy script left in the page cache reaches the disk within about a second.
 
-Scripts do this for themselves (FORMAT.md W9), unless native code holds their interpreter; then it is done from here. It reads
+Scripts do this for themselves (FORMAT.md W10), unless native code holds their interpreter; then it is done from here. It reads
 and syncs, and changes nothing (W2). Limits: it can only sync what it has read, and does nothing for `lazy` writers.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from simspool.spool import Chunk, Durability, Spool, atomic, blobs, layout
+from simspool.spool import Chunk, Durability, Spool, blobs, layout
+from simspool.spool.stream import sync_segment
 
 
 class Hardener:
@@ -36,10 +37,8 @@ class Hardener:
                 self._named.discard((folder, segment))
                 continue  # sealed by now, which is durable; or gone
             try:
-                os.fdatasync(fd)
-                if (folder, segment) not in self._named:
-                    atomic.sync_folder(folder)
-                    self._named.add((folder, segment))
+                sync_segment(fd, folder, named=(folder, segment) in self._named)
+                self._named.add((folder, segment))
                 done += 1
             except OSError as error:
                 self._report(f"segment {segment} of {folder} cannot be made durable: {error.strerror}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,17 @@ def begin(spool: Spool, durability: Durability) -> tuple[str, Writer]:
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths that are fdatasynced from now on."""
+    """The segments that are synced from now on."""
     paths: list[str] = []
-    real = os.fdatasync
+    for name in ("fsync", "fdatasync"):
 
-    def spy(fd: int) -> None:
-        paths.append(os.readlink(f"/proc/self/fd/{fd}"))
-        real(fd)
+        def spy(fd: int, real: Callable[[int], None] = getattr(os, name)) -> None:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            if path.endswith(".open"):
+                paths.append(path)
+            real(fd)
 
-    monkeypatch.setattr(os, "fdatasync", spy)
+        monkeypatch.setattr(os, name, spy)
     return paths
 
 

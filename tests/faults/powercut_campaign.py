@@ -1,11 +1,12 @@
 """Power cuts: what is on the disk of what returned True? (FORMAT.md W9, W10; fault F3). Needs root and loop devices.
 
-    python tests/faults/powercut_campaign.py --cuts 20 --seed 1 [--pause 10]
+    python tests/faults/powercut_campaign.py --cuts 20 --seed 1 [--pause 10] [--agent]
 
 An ext4 image is mounted with a commit interval of five minutes. A script records on it; the image file is copied while it is mounted
 (what really reached "the disk", as after a power cut), the copy is mounted and read. Under `each`, all calls that had
 returned True before the copy began must be there. Under `interval`, the script falls silent, with `maintain` called once a second,
-and after the pause all must be there.
+and after the pause all must be there. With `--agent`, the script's own upkeep never runs, as when native code
+holds its interpreter: a running agent has to do it.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Disk:
         at.with_suffix(".image").unlink()
 
 
-def script(spool_path: str, board: mmap.mmap, durability: Durability, mapped: bool, calls: int) -> None:
+def script(spool_path: str, board: mmap.mmap, durability: Durability, mapped: bool, calls: int, upheld: bool) -> None:
     """Record, with the figures of what returned True in the board. Runs in the victim."""
     from simspool.spool import segment
 
@@ -106,7 +107,8 @@ def script(spool_path: str, board: mmap.mmap, durability: Durability, mapped: bo
             damaged = blobs.publish(spool, run, os.listdir(run.blobs)) if os.path.isdir(run.blobs) else []
             assert not damaged
 
-    threading.Thread(target=upkeep, daemon=True).start()
+    if upheld:
+        threading.Thread(target=upkeep, daemon=True).start()
     for n in range(1, calls + 1):
         kept = writer.metrics({"n": n, "x": n * 0.5}) if n % 10 else writer.record(Kind.EVENT, {"n": n, "pad": "x" * (n % 3000)})
         if kept:
@@ -117,18 +119,27 @@ def script(spool_path: str, board: mmap.mmap, durability: Durability, mapped: bo
         time.sleep(1)
 
 
-def one_cut(choice: random.Random, base: str, durability: Durability, pause: float) -> dict[str, int]:
-    """Cut the power once; return the counts."""
+def start_agent(disk: Disk) -> subprocess.Popen[bytes]:
+    """Start `agent run` on the spool, with its state on another disk."""
+    state = {"SIMSPOOL_STATE": str(disk.folder / "state"), "XDG_RUNTIME_DIR": str(disk.folder), "HOME": str(disk.folder)}
+    command = [sys.executable, "-m", "simspool.agent", "run", "--spool", str(disk.mount / "spool")]
+    disk.folder.chmod(0o700)
+    return subprocess.Popen(command, env={**os.environ, **state}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def one_cut(choice: random.Random, base: str, durability: Durability, pause: float, *, beside: bool = False) -> dict[str, int]:
+    """Cut the power once, perhaps beside an agent; return the counts."""
     mapped = choice.random() < 0.5
     with tempfile.TemporaryDirectory(dir=base) as name:
         folder = Path(name)
         with Disk(folder, 64) as disk:
             board = mmap.mmap(-1, 16)
+            agent = start_agent(disk) if beside else None
             pid = os.fork()
             if pid == 0:
                 try:
                     calls = 1 << 40 if durability is Durability.EACH else choice.randrange(100, 20_000)
-                    script(str(disk.mount / "spool"), board, durability, mapped, calls)
+                    script(str(disk.mount / "spool"), board, durability, mapped, calls, not beside)
                 finally:
                     os._exit(1)
             try:
@@ -143,6 +154,9 @@ def one_cut(choice: random.Random, base: str, durability: Durability, pause: flo
             finally:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+                if agent is not None:
+                    agent.kill()
+                    agent.wait()
             try:
                 return check(at / "spool", promised) | {"mapped": int(mapped)}
             finally:
@@ -173,14 +187,14 @@ def check(spool_path: Path, promised: int) -> dict[str, int]:
     return out
 
 
-def campaign(cuts: int, seed: int, pause: float, base: str | None = None, *, show: bool = False) -> dict[str, Any]:
-    """Cut so many times, `each` and `interval` in turn; return the figures."""
+def campaign(cuts: int, seed: int, pause: float, base: str | None = None, *, beside: bool = False, show: bool = False) -> dict[str, Any]:
+    """Cut so many times, `each` and `interval` in turn (beside an agent: `interval` only); return the figures."""
     choice = random.Random(seed)
     total: dict[str, Counter[str]] = {"each": Counter(), "interval": Counter()}
     with tempfile.TemporaryDirectory(prefix="simspool-cuts-", dir=base) as folder:
         for n in range(cuts):
-            durability = (Durability.EACH, Durability.INTERVAL)[n % 2]
-            counts = one_cut(choice, folder, durability, pause)
+            durability = (Durability.EACH, Durability.INTERVAL)[1 if beside else n % 2]
+            counts = one_cut(choice, folder, durability, pause, beside=beside)
             total[durability.name.lower()].update(counts | {"cuts": 1})
             if show:
                 print(n + 1, durability.name.lower(), counts, file=sys.stderr, flush=True)
@@ -193,13 +207,14 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=10, help="seconds of silence before a cut under `interval`")
+    parser.add_argument("--agent", action="store_true", help="the script has no upkeep of its own, an agent runs beside it")
     parser.add_argument("--folder", help="where the images lie (default: the temporary folder)")
     options = parser.parse_args()
     reason = usable()
     if reason:
         print(reason, file=sys.stderr)
         return 2
-    figures = campaign(options.cuts, options.seed, options.pause, options.folder, show=True)
+    figures = campaign(options.cuts, options.seed, options.pause, options.folder, beside=options.agent, show=True)
     print(json.dumps(figures, indent=1))
     return int(any(figures[k].get(x) for k in ("each", "interval") for x in ("lost", "damaged", "bad_blobs")))
 

@@ -122,5 +122,3 @@ def test_a_blob_that_does_not_fit_leaves_nothing(small_disk: Path, tmp_path: Pat
         blobs.put_bytes(spool, run, big.read_bytes())
     assert os.listdir(run.blobs) == []
     assert blobs.put_bytes(spool, run, b"small").size == 5
-
-

@@ -28,6 +28,13 @@ def test_three_cuts_lose_nothing(powercut_campaign: ModuleType, tmp_path: Path) 
         assert (figures[level]["lost"], figures[level]["damaged"], figures[level]["bad_blobs"]) == (0, 0, 0)
 
 
+def test_a_cut_beside_an_agent_loses_nothing_of_a_script_that_cannot_sync_itself(powercut_campaign: ModuleType, tmp_path: Path) -> None:
+    """W10, kept by the agent."""
+    figures = powercut_campaign.campaign(1, 5, 5.0, str(tmp_path), beside=True)["interval"]
+    assert (figures["cuts"], figures["lost"], figures["damaged"]) == (1, 0, 0)
+    assert figures["promised"] > 0
+
+
 def test_the_campaign_notices_a_missing_fsync(powercut_campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """F23."""
     monkeypatch.setattr("simspool.spool.stream.sync_segment", lambda *_, **__: None)

@@ -121,5 +121,3 @@ def test_an_error_of_the_disk_is_a_counted_drop_and_never_an_exception(tmp_path:
     assert tuple(seen["found"]) == seen["promised"]
     if any(seen["drops"].values()):
         assert {r for d in seen["drops"].values() for r in d} == {reason}
-
-
