@@ -118,10 +118,12 @@ class LocalApi:
             except Exception as error:  # noqa: BLE001 - the other process has to be told
                 result = {"error": f"the running agent could not do it: {error}", "exit_code": ExitCode.ERROR}
             await answer.write(json.dumps({**result, "final": True}).encode() + b"\n")
+            await answer.write_eof()
+        except ConnectionResetError:
+            pass  # whoever asked has gone
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await answer.write_eof()
         return answer
 
 

@@ -15,6 +15,7 @@ import pytest
 from real_server import RealServer, agent
 from recorded import begin, fill, killed, whole
 
+from simspool.agent.cli.handover import agent_sync, api_path
 from simspool.spool import Spool
 
 
@@ -256,3 +257,23 @@ def test_a_catalog_that_is_damaged_inside_is_rebuilt_by_the_next_command(spool: 
     again = json.loads(agent("sync", "--json", env=server.environment, check=True).stdout)
     assert (again["state"], again["sent_records"]) == ("done", 0)
     assert len(server.points(runs[7], "loss")) == 10
+
+
+def test_a_sync_whose_asker_goes_away_leaves_no_traceback(spool: Spool, server: RealServer) -> None:
+    """Before the end, and right after the last line."""
+    whole(spool, points=100)
+    process = start_daemon(server.environment)
+    try:
+        for _ in range(3):
+            agent("sync", "--json", env=server.environment, check=True)
+        for answer in agent_sync(str(api_path(spool)), {"runs": [], "folder": None, "tags": [], "where": [], "timeout": None}):
+            assert answer
+            break
+        agent("status", check=True)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.stderr.close()
+        assert process.wait(20) == 0
+    assert "Traceback" not in said
