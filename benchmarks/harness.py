@@ -167,13 +167,16 @@ def warm_memory(size: int) -> None:
 
 
 def stored_bytes(*folders: Path) -> int:
-    """Return the allocated bytes below some folders, each inode once."""
+    """Return the bytes of the files below some folders, each inode once.
+
+    Not the allocated blocks: ext4 counts a file's extent tree among them, which grows when the disk is written back.
+    """
     seen: dict[tuple[int, int], int] = {}
     for folder in folders:
         for base, _, files in os.walk(folder):
             for name in files:
                 info = os.lstat(os.path.join(base, name))
-                seen[info.st_dev, info.st_ino] = info.st_blocks * 512
+                seen[info.st_dev, info.st_ino] = info.st_size
     return sum(seen.values())
 
 
