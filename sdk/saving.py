@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,20 +21,23 @@ if TYPE_CHECKING:
 Category = Literal["input", "output", "code"]
 
 
-class Saving:
-    """What Run adds to this: `_ready`, `_default` and `_mistake`."""
+class Saving(ABC):
+    """Saving files and objects. What Run adds to this: its writer, and what it makes of a mistake."""
 
     _recording: Recording | None
     _writer: Writer | None
 
+    @abstractmethod
     def _ready(self, what: str) -> Writer | None:
-        raise NotImplementedError
+        """Return the writer to record with, None when nothing is to be recorded (then `_default` is the answer)."""
 
+    @abstractmethod
     def _default(self) -> bool:
-        raise NotImplementedError
+        """Return what a call returns that records nothing."""
 
+    @abstractmethod
     def _mistake(self, error: Exception) -> bool:
-        raise NotImplementedError
+        """Raise the caller's mistake, or go dormant with it and return False."""
 
     def save_file(
         self,
