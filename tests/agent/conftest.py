@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a test needs a child process
 from real_server import RealServer
 
+from simspool.agent.catalog import Catalog
 from simspool.spool import Spool, open_spool
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the campaign's module
@@ -24,6 +26,23 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SIMSPOOL_URL", "SIMSPOOL_TOKEN", "SIMSPOOL_DIR", "SIMVUE_URL", "SIMVUE_TOKEN", "SIMSPOOL_RUN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _close_catalogs_in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests look at spools through catalogs in memory; Python 3.13 wants each closed. Those in files are the code's to close."""
+    made: list[Catalog] = []
+    real = Catalog.__init__
+
+    def remember(self: Catalog, path: str | None, **options: Any) -> None:
+        real(self, path, **options)
+        if path is None:
+            made.append(self)
+
+    monkeypatch.setattr(Catalog, "__init__", remember)
+    yield
+    for catalog in made:
+        catalog.close()
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ def sync(server: RealServer) -> dict[str, Any]:
 
 def steps(client: Client, run: str, name: str) -> list[int]:
     """Return all steps of a metric, as the client sees them."""
-    return sorted(step for step, _ in client.get_metric_values([name], run_ids=[run])[name])
+    found = client.get_metric_values([name], run_ids=[run]) or {name: {}}  # None: nothing is recorded yet
+    return sorted(step for step, _ in found[name])
 
 
 def test_orbits_killed_and_resumed_arrive_once(home: Path, server: RealServer) -> None:
