@@ -67,7 +67,7 @@ def load_config(
     start = folder or _working_folder(home)
     notes: list[str] = []
     own_path, own = _own_file(start, home)
-    look = _Lookup(env, own, own_path, notes)
+    look = _Lookup(own, own_path, notes)
     sources: dict[str, str] = {}
 
     spool_dir, sources["spool"] = look.first(
@@ -117,10 +117,10 @@ def load_config(
 
 
 class _Lookup:
-    """The environment and simspool.toml, and what could not be used of them."""
+    """simspool.toml, and what could not be used of it."""
 
-    def __init__(self, env: Mapping[str, str], own: dict[str, Any], own_path: str, notes: list[str]) -> None:
-        self._env, self._own, self._own_path, self._notes = env, own, own_path, notes
+    def __init__(self, own: dict[str, Any], own_path: str, notes: list[str]) -> None:
+        self._own, self._own_path, self._notes = own, own_path, notes
 
     @staticmethod
     def first(*found: tuple[str | None, str]) -> tuple[str | None, str]:

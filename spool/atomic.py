@@ -112,12 +112,3 @@ def remove(path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def remove_folder(path: str) -> bool:
-    """Delete an empty folder; False when it is gone or not empty."""
-    try:
-        os.rmdir(path)
-    except OSError:
-        return False
-    return True

@@ -335,16 +335,6 @@ def _consecutive(batch: MetricBatch) -> list[MetricBatch]:
     return parts
 
 
-def segment_shapes(path: str, writer: str, run: str, number: int, end: int) -> list[Shape]:
-    """Return the shapes defined in a segment before byte `end`."""
-    fd = open_regular(path)
-    try:
-        header, _ = read_header(fd, writer, ids.from_text(run), number, None)
-        return list(Salvager(fd, header.seed).definitions(end).values())
-    finally:
-        os.close(fd)
-
-
 def read_drop_counts(folder: str) -> dict[str, int]:
     """Return a writer's drop counters: those of its newest segment, or of the one before where that is damaged."""
     counts: dict[str, int] = {}

@@ -50,10 +50,6 @@ class BlobStore:
             raise ValueError("not a digest")
         return self._root / digest[:2] / digest
 
-    def has(self, digest: str) -> bool:
-        """Say whether the blob is here."""
-        return self.path(digest).is_file()
-
     async def receive(self, body: AsyncIterator[bytes], digest: str, limit: int) -> int:
         """Store a body whose bytes must have this digest; return its size. Durable when this returns.
 

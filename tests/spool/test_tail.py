@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from simspool.spool import DamagedSegment, Durability, Kind, NewerFormat, Writer, frames, ids, layout, segment, segment_header
-from simspool.spool.reader import Tail, segment_shapes
+from simspool.spool.reader import Tail
+from simspool.spool.salvage import Salvager
+from simspool.spool.segment_header import seed
 
 RUN = bytes(range(16))
 RUN_ID = ids.to_text(RUN)
@@ -187,8 +189,10 @@ def test_the_shapes_before_a_position(writer: Writer) -> None:
     writer.metrics({"b": 1.0, "c": True})
     writer.close()
     path = layout.segments(writer.folder)[0].path
-    assert [s.names for s in segment_shapes(path, writer.id_text, RUN_ID, 1, end)] == [("a",)]
-    assert [s.names for s in segment_shapes(path, writer.id_text, RUN_ID, 1, 1 << 20)] == [("a",), ("b", "c")]
+    with open(path, "rb") as f:
+        salvager = Salvager(f.fileno(), seed(writer.id, 1))
+        assert [s.names for s in salvager.definitions(end).values()] == [("a",)]
+        assert [s.names for s in salvager.definitions(1 << 20).values()] == [("a",), ("b", "c")]
 
 
 def test_a_folder_that_is_not_there_reads_as_empty(tmp_path: Path, read: Read) -> None:
