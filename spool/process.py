@@ -62,15 +62,20 @@ def start_ticks(pid: int) -> tuple[int, str] | None:
 def is_alive(header: SegmentHeader) -> bool | None:
     """Say whether a writer's process lives: True, False, or None when this host and namespace cannot know.
 
-    False needs proof: the pid is free, a zombie, or has another start time; or this host has booted since.
+    False needs proof: the pid is free, a zombie, or has another start time, and that also where this host has booted since.
     """
     here = this_host()
     same_machine = header.machine == here.machine and host_field(header.host) == host_field(here.name)
     if not same_machine or not any(here.boot_id):  # cluster nodes may share a name ("localhost") or an image's machine id
         return None
     if header.boot_id != here.boot_id:
-        return False
+        # a container's service may be shown another boot id than its scripts: that process is there is no proof, but a doubt
+        return None if header.pid_namespace == here.pid_namespace and _is_there(header) else False
     if header.pid_namespace != here.pid_namespace:
         return None
+    return _is_there(header)
+
+
+def _is_there(header: SegmentHeader) -> bool:
     found = start_ticks(header.pid)
     return found is not None and found[0] == header.start_ticks and found[1] not in "ZX"

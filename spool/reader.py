@@ -14,12 +14,13 @@ from typing import Any, Self
 
 from . import frames, ids, layout, segment_header
 from .errors import DamagedSegment, InvalidSpool
-from .frames import Decoded, MetricBatch, Record, Shape
+from .frames import MARKER_BYTES, Decoded, MetricBatch, Record, Shape
 from .records import Kind
 from .salvage import Salvager, open_regular
 from .segment_header import SegmentHeader
 
 CHUNK = 1 << 20
+_GLANCE = 1 << 14  # bytes of a live segment that are looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Tail:
         self._fd = -1
         self._sealed = self._final = self._closed = self._seal_asked = self._salvaged = False
         self._doubt = (0, 0, 0)
+        self._size = _GLANCE
         self._salvager: Salvager | None = None
         self.complete = False
 
@@ -127,11 +129,11 @@ class Tail:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, *, dead: bool = False, limit: int = 1 << 62) -> Iterator[Chunk]:
+    def read(self, *, dead: bool = False, limit: int = 1 << 62, glance: bool = False) -> Iterator[Chunk]:
         """Yield chunks from the position to the end of what is there now, at most about `limit` bytes.
 
-        `dead` says that the writer's process is gone: then everything is salvaged. Raises NewerFormat, DamagedSegment for
-        what is no file, and OSError.
+        `dead` says that the writer's process is gone: then everything is salvaged. With `glance`, a read that finds news does not look
+        whether another segment follows: the next one does. Raises NewerFormat, DamagedSegment for what is no file, and OSError.
         """
         used = 0
         while used < limit:
@@ -151,7 +153,7 @@ class Tail:
                 self.close()
                 self.segment, self.offset = self.segment + 1, 0
             elif then is _Then.WAIT:
-                if final or not self._has_successor():
+                if final or (glance and used) or not self._has_successor():
                     return
                 self._final = True  # from now on; what was written between the two looks is read as well
 
@@ -228,9 +230,10 @@ class Tail:
         assert header is not None
         start = self.offset
         chunk = Chunk(header, self.segment, start, start, self.sequence, self.sequence - 1, sealed=self._sealed, valid_end=start)
-        if not final and os.pread(self._fd, 2, start) != frames.MARKER_BYTES:
+        if not final and os.pread(self._fd, 2, start) != MARKER_BYTES:
             return chunk, _Then.WAIT  # nothing new: the usual case of a poll
-        data = os.pread(self._fd, CHUNK, start)
+        size = CHUNK if final else self._size
+        data = os.pread(self._fd, size, start)
         found = frames.decode(data, header.seed, self._shapes)
         chunk.end = chunk.valid_end = start + found.end
         self._take(chunk, found)
@@ -238,10 +241,14 @@ class Tail:
         if found.seal is not None:
             self._note_end(chunk, found.seal)
             return chunk, _Then.LEAVE
+        if not final:
+            # what is allocated and not written yet is zeros: mostly they are all that a large read would bring
+            goes_on = len(data) == size and data[found.end : found.end + 2] in {b"", MARKER_BYTES[:1], MARKER_BYTES}
+            more = goes_on and (found.end > 0 or size < CHUNK)
+            self._size = CHUNK if more else _GLANCE
+            return chunk, _Then.READ_ON if more else _Then.WAIT
         if found.end > 0 and len(data) == CHUNK:
             return chunk, _Then.READ_ON  # perhaps only cut by the chunk's end
-        if not final:
-            return chunk, _Then.WAIT
         if found.end == len(data):
             if self._sealed:  # it should have ended with a seal
                 chunk.damage.append(Damage("torn", self.segment, self.offset, self.offset, self.sequence, 0))

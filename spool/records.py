@@ -33,6 +33,7 @@ class Kind(IntEnum):
     PROCESS_START = 32
     PROCESS_EXIT = 33
     CONFIG = 34
+    ABORT = 35
     CLOSE = 40
     SURVIVOR = 41
     INTENT = 48

@@ -14,16 +14,23 @@ from .records import FINAL_STATUSES, STATUSES, Kind
 Stamp = list[Any]  # [wall ns, writer, sequence]
 _REGISTERS = ("name", "description", "folder", "visibility", "retention", "timeout", "system", "notification", "created")
 _BADNESS = {"completed": 0, "lost": 1, "terminated": 2, "failed": 3}
+_REASON = 2000  # characters
 _UNSEEN = 1 << 63  # the sequence of a writer of which only others have told
 _IMPLICIT = frozenset({"fork", "re-entrant"})
-FOLDED_KINDS = frozenset(
-    {Kind.RUN, Kind.ATTACH, Kind.METADATA, Kind.TAGS, Kind.STATUS, Kind.CONFIG, Kind.CLOSE, Kind.SURVIVOR}
-)
+_ALERT_KINDS = frozenset({Kind.ALERT, Kind.ALERT_STATE, Kind.DECISION})
+FOLDED_KINDS = _ALERT_KINDS | {Kind.RUN, Kind.ATTACH, Kind.METADATA, Kind.TAGS, Kind.STATUS, Kind.CONFIG, Kind.CLOSE, Kind.SURVIVOR}
+MOST_ALERTS = 1000  # of one run; of more, those whose names come first
+_ALERT_KEYS = ("id", "name", "source", "abort", "notification", "by", "since", "description", "alert")
+_LONGEST = 4096  # characters of a reason or description
+_DEFINED, _SAID, _DECIDED = "defined", "said", "decided"
 
 
 def empty() -> dict[str, Any]:
     """Return the state of a run of which nothing is known."""
-    return {"fields": {}, "metadata": {}, "config": {}, "tags": {"set": [[], [0, "", 0]], "added": {}}, "status": None, "writers": {}}
+    return {
+        "fields": {}, "metadata": {}, "config": {}, "tags": {"set": [[], [0, "", 0]], "added": {}}, "status": None, "writers": {},
+        "alerts": {},
+    }  # fmt: skip
 
 
 def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int, body: Mapping[str, Any] | None) -> None:
@@ -69,8 +76,11 @@ def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int,
             entry.pop("survivor", None)  # its own word counts more
             entry.pop("drops", None)
             entry["close_seq"], entry["closed"], entry["status"] = seq, wall_ns, _final(body.get("status"), None)
+            _set_reason(entry, body)
             if body.get("drops"):
                 entry["drops"] = body["drops"]
+    elif kind in _ALERT_KINDS:
+        _fold_alert(state, stamp, kind, body)
     elif kind == Kind.SURVIVOR:
         dead = body.get("writer")
         if isinstance(dead, str):
@@ -81,6 +91,56 @@ def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int,
             if "closed" not in entry and (known is None or stamp < known):
                 entry["survivor"] = stamp
                 entry["status"] = _final(body.get("status"), "lost")
+                _set_reason(entry, body)
+
+
+def _set_reason(entry: dict[str, Any], body: Mapping[str, Any]) -> None:
+    entry.pop("reason", None)
+    if isinstance(body.get("reason"), str):
+        entry["reason"] = body["reason"][:_REASON]
+
+
+def _fold_alert(state: dict[str, Any], stamp: Stamp, kind: int, body: Mapping[str, Any]) -> None:
+    """An alert's first definition, its last state and its last decision count."""
+    if kind == Kind.DECISION and isinstance(body.get("watched"), dict):
+        known = state.setdefault("watched", {})
+        for writer, last in body["watched"].items():
+            if isinstance(last, int):
+                known[writer] = max(last, known.get(writer, 0))
+        return
+    name = body.get("name") if kind == Kind.ALERT else body.get("alert")
+    if not isinstance(name, str) or not name:
+        return
+    found: dict[str, Any] = {}
+    if kind == Kind.ALERT:
+        found[_DEFINED] = [_definition(body), stamp]
+    elif kind == Kind.ALERT_STATE:
+        if body.get("state") not in {"ok", "critical"}:
+            return
+        found[_SAID] = [body["state"], stamp]
+    else:
+        at, reason = body.get("at"), body.get("reason")
+        if not isinstance(at, (int, float)) or not abs(at) < 1e15 or not isinstance(reason, str):
+            return
+        found[_DECIDED] = [reason[:_LONGEST], [at, *stamp]]  # in the order of what happened, not of when it was judged
+    alerts = state.setdefault("alerts", {})  # states of an older version have none
+    if name not in alerts and len(alerts) >= MOST_ALERTS:
+        last = max(alerts)
+        if name > last:
+            return
+        del alerts[last]
+    entry = alerts.setdefault(name, {})
+    for part, value in found.items():
+        known = entry.get(part)
+        if known is None or (value[1] < known[1] if part == _DEFINED else value[1] >= known[1]):
+            entry[part] = value
+
+
+def _definition(body: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: body[key] for key in _ALERT_KEYS if key in body}
+    if isinstance(kept.get("description"), str):
+        kept["description"] = kept["description"][:_LONGEST]
+    return kept
 
 
 def _final(status: Any, default: str | None) -> str | None:
@@ -145,9 +205,29 @@ def tags(state: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*base, *(t for _, t in added)]))
 
 
+def alerts(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the run's alerts by name, in order of names.
+
+    Each has `definition` (the body of its first record; None where only its state is known), `state` ("ok", "critical", or None where
+    nothing was said), `since` (wall ns of the record that said so, or None) and `reason` (of its last decision, or None).
+    """
+    out = {}
+    for name, entry in sorted(state.get("alerts", {}).items()):
+        said = entry.get(_SAID, [None, [None]])
+        decided = entry.get(_DECIDED, [None])
+        out[name] = {"definition": entry.get(_DEFINED, [None])[0], "state": said[0], "since": said[1][0], "reason": decided[0]}
+    return out
+
+
+def is_judged(state: Mapping[str, Any]) -> bool:
+    """Say whether nothing is left to be judged: there are no alerts, or an agent noted of every writer that it has judged it to its end."""
+    watched = state.get("watched", {})
+    return not state.get("alerts") or all(w in watched or entry.get("as") == "agent" for w, entry in state["writers"].items())
+
+
 def _current_writers(state: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """Return when the current life of the run began (the last reconnect), and the writers that count in it."""
-    writers = list(state["writers"].values())
+    """Return when the current life of the run began (the last reconnect), and the writers that count in it: not agents'."""
+    writers = [w for w in state["writers"].values() if w["as"] != "agent"]
     since = max((w["opened"] for w in writers if w["as"] == "reconnect"), default=0)
     return since, [w for w in writers if w["opened"] >= since or not is_ended(w)]
 
@@ -168,21 +248,36 @@ def status(state: Mapping[str, Any]) -> str:
     A final status that was set explicitly counts; else, once all writers have ended, the worst of theirs (a forked or re-entrant
     writer that vanished does not count); else created or running. A reconnect begins anew.
     """
+    return _status_and_reason(state)[0]
+
+
+def reason(state: Mapping[str, Any]) -> str | None:
+    """Return why the run has its final status, as whoever set it, or the writer with that status, says. None where nobody does."""
+    found, why = _status_and_reason(state)
+    return why if found in FINAL_STATUSES else None
+
+
+def _status_and_reason(state: Mapping[str, Any]) -> tuple[str, str | None]:
     since, writers = _current_writers(state)
     explicit = state["status"]
     if explicit is not None and explicit[0] in FINAL_STATUSES and explicit[2][0] >= since:
-        return str(explicit[0])
+        return str(explicit[0]), explicit[1] if isinstance(explicit[1], str) else None
     if not writers or not all(is_ended(w) for w in writers):
         fresh = explicit is not None and (explicit[2][0] >= since or explicit[0] not in FINAL_STATUSES)
-        return str(explicit[0]) if fresh and explicit[0] not in FINAL_STATUSES and since == 0 else "running"
+        return str(explicit[0]) if fresh and explicit[0] not in FINAL_STATUSES and since == 0 else "running", None
     found = [
-        w["status"]
+        w
         for w in writers
         if w.get("status") and not (w["as"] in _IMPLICIT and ("survivor" in w or w["status"] == "completed"))
     ]
-    # a run that was only created, to be reconnected to, and whose creator closed without a status, still waits
-    waits = explicit is not None and explicit[0] == "created" and since == 0
-    return max(found, key=lambda s: _BADNESS.get(s, 0), default="created" if waits else "completed")
+    if not found:
+        # a run that was only created, to be reconnected to, and whose creator closed without a status, still waits
+        waits = explicit is not None and explicit[0] == "created" and since == 0
+        return "created" if waits else "completed", None
+    worst = max(_BADNESS.get(w["status"], 0) for w in found)
+    # of several with one status, the first that ended says why
+    first = min((w for w in found if _BADNESS.get(w["status"], 0) == worst), key=lambda w: (_ended_at(w), w.get("reason", "")))
+    return str(first["status"]), first.get("reason")
 
 
 def started(state: Mapping[str, Any]) -> int | None:
@@ -191,10 +286,12 @@ def started(state: Mapping[str, Any]) -> int | None:
 
 
 def finished(state: Mapping[str, Any]) -> int | None:
-    """Return when the last writer ended (wall ns), or None while one is open."""
+    """Return when the last writer ended (wall ns), or None while one is open. What agents noted later does not count."""
     if not ended(state):
         return None
-    return max(
-        int(w["closed"] if "closed" in w else w["survivor"][0] if "survivor" in w else w["opened"])
-        for w in state["writers"].values()
-    )
+    writers = list(state["writers"].values())
+    return max(_ended_at(w) for w in [w for w in writers if w["as"] != "agent"] or writers)
+
+
+def _ended_at(writer: Mapping[str, Any]) -> int:
+    return int(writer["closed"] if "closed" in writer else writer["survivor"][0] if "survivor" in writer else writer["opened"])

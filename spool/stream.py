@@ -162,7 +162,7 @@ class Stream:
         frame = encode(values, self.seq + 1, boot_ns(), self.step if step is None else step, *extra)
         assert frame is not None
         self._append(frame)
-        self.step += 1
+        self.step += kind == Kind.METRICS
         if cached is not None:
             encode = encode if cached == exact else encoders.encoder(shape, cached, kind, flags, now.seed)
             now.encoders[key] = encode
@@ -202,10 +202,11 @@ class Stream:
         now.shapes[names, types] = shape
         return shape
 
-    def next_step(self) -> int:
-        """Return the next default step, and count it."""
-        self.step += 1
-        return self.step - 1
+    def next_step(self, kind: int) -> int:
+        """Return the next default step, and count it; resource samples do not count."""
+        step = self.step
+        self.step += kind == Kind.METRICS
+        return step
 
     # ------------------------------------------------------------------ segments
 
@@ -398,7 +399,7 @@ class Stream:
         if frames.check_frame(os.pread(now.file.fd, length, now.pos), now.seed, 0)[0] == "valid":
             now.pos += length
             self.seq = seq
-            self.step += kind in {Kind.METRICS, Kind.RESOURCES}
+            self.step += kind == Kind.METRICS
 
 
 def sync_segment(fd: int, folder: str, *, named: bool) -> None:

@@ -143,9 +143,9 @@ class Writer:
     ) -> bool:
         """Record metric values (kind METRICS) or a resource sample (kind RESOURCES) as one record.
 
-        `step`: default counts this writer's calls from 0. `time`: seconds since the run's start, default by the clock.
-        `timestamp`: µs since 1970 UTC, or any text, kept as given. Values: float, int, bool, or what NumPy and torch have in
-        their place.
+        `step`: default counts this writer's calls from 0, resource samples left out. `time`: seconds since the run's start,
+        default by the clock. `timestamp`: µs since 1970 UTC, or any text, kept as given. Values: float, int, bool, or what NumPy and
+        torch have in their place.
         """
         stream = self._stream
         if stream.page[0] != 1:
@@ -178,7 +178,8 @@ class Writer:
                     now.store[pos:end] = frame
                     now.pos = end
                     stream.seq = seq
-                    stream.step += 1
+                    if kind == 16:
+                        stream.step += 1
                     stream.dirty = True
                     kept = not stream.each or stream.sync_now()
         except OSError as error:
@@ -230,7 +231,7 @@ class Writer:
                 types = "".join(_PLAIN[type(v)] for v in plain.values())
                 kept = self._alone(stream, stream.put_metrics, (kind, flags, *names), types, plain, cached, step, extra)
             if kept is None:
-                used = self._alone(stream, stream.next_step)
+                used = self._alone(stream, stream.next_step, kind)
                 body: dict[str, Any] = {"values": plain, "step": used if step is None else step}
                 body |= {} if time is None else {"time": time}
                 body |= {} if timestamp is None else {"timestamp": timestamp}

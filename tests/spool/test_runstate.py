@@ -28,9 +28,12 @@ bodies = st.one_of(
     st.tuples(st.just(Kind.STATUS), st.fixed_dictionaries({"status": statuses})),
     st.tuples(st.just(Kind.CLOSE), st.fixed_dictionaries({"status": statuses}, optional={"drops": numbers})),
     st.tuples(st.just(Kind.SURVIVOR), st.fixed_dictionaries({"writer": st.sampled_from(WRITERS), "status": statuses})),
+    st.tuples(st.just(Kind.ALERT), st.fixed_dictionaries({"name": words, "source": words}, optional={"alert": numbers})),
+    st.tuples(st.just(Kind.ALERT_STATE), st.fixed_dictionaries({"alert": words, "state": st.sampled_from(["ok", "critical", "firing"])})),
+    st.tuples(st.just(Kind.DECISION), st.fixed_dictionaries({"alert": words, "at": st.integers(0, 9) | st.floats(), "reason": words})),
     st.tuples(st.sampled_from(sorted(runstate.FOLDED_KINDS)), st.dictionaries(
-        st.sampled_from(["set", "tags", "op", "status", "reason", "rank", "writer", "metadata", "fields", "drops", "name"]), odd,
-        max_size=5)),
+        st.sampled_from(["set", "tags", "op", "status", "reason", "rank", "writer", "metadata", "fields", "drops", "name", "alert", "state",
+                         "at"]), odd, max_size=5)),
 )  # fmt: skip
 
 
@@ -70,6 +73,7 @@ def test_repeating_records_changes_nothing_and_no_body_raises(history: list[Any]
     runstate.config(state)
     runstate.started(state)
     runstate.finished(state)
+    runstate.alerts(state)
 
 
 def test_the_status_is_the_worst_of_the_writers_unless_it_was_set() -> None:
@@ -88,3 +92,59 @@ def test_a_writers_own_close_counts_more_than_what_was_said_of_it() -> None:
     for order in ([said, close], [close, said]):
         assert runstate.status(fold(opening + order)) == "completed"
         assert runstate.finished(fold(opening + order)) == 5
+
+
+def test_an_alert_has_its_first_definition_its_last_state_and_its_last_decision() -> None:
+    body = {"id": "i", "name": "hot", "source": "metrics", "abort": True, "alert": {"rule": "is above"}, "state": "critical"}
+    records = [
+        ("w1", 1, Kind.ALERT, 5, body), ("w2", 1, Kind.ALERT, 6, {"name": "hot", "source": "user"}),
+        ("w3", 1, Kind.DECISION, 9, {"alert": "hot", "at": 7.5, "reason": "later"}),
+        ("w3", 2, Kind.ALERT_STATE, 9, {"alert": "hot", "state": "critical"}),
+        ("w2", 2, Kind.DECISION, 12, {"alert": "hot", "at": 3.0, "reason": "earlier, judged late"}),
+        ("w2", 3, Kind.ALERT_STATE, 8, {"alert": "hot", "state": "ok"}), ("w2", 4, Kind.ALERT_STATE, 3, {"alert": "bare", "state": "ok"}),
+    ]  # fmt: skip
+    for order in (records, records[::-1]):
+        found = runstate.alerts(fold(order))
+        kept = {k: v for k, v in body.items() if k != "state"}
+        assert found["hot"] == {"definition": kept, "state": "critical", "since": 9, "reason": "later"}
+        assert found["bare"] == {"definition": None, "state": "ok", "since": 3, "reason": None}
+
+
+def test_a_run_with_very_many_alerts_keeps_the_same_ones_in_any_order() -> None:
+    records = [("w1", n + 1, Kind.ALERT, n, {"name": f"alert {n * 7919 % 3000:05}"}) for n in range(3000)]
+    kept = runstate.alerts(fold(records))
+    assert len(kept) == runstate.MOST_ALERTS
+    assert kept == runstate.alerts(fold(records[::-1]))
+
+
+def test_a_state_of_an_older_version_takes_alerts_in() -> None:
+    state = runstate.empty()
+    del state["alerts"]
+    assert runstate.alerts(state) == {}
+    runstate.apply(state, "w1", 1, Kind.ALERT, 1, {"name": "a"})
+    assert list(runstate.alerts(state)) == ["a"]
+
+
+def test_the_reason_is_that_of_the_status_that_counts() -> None:
+    opening = [("w1", 1, Kind.RUN, 1, {"name": "n"}), ("w2", 1, Kind.ATTACH, 2, {"reason": "attach"})]
+    died = ("w3", 1, Kind.SURVIVOR, 9, {"writer": "w1", "status": "failed", "reason": "it crashed"})
+    later = ("w2", 2, Kind.CLOSE, 10, {"status": "failed", "reason": "ValueError"})
+    assert runstate.reason(fold([*opening, died])) is None, "it runs still"
+    assert runstate.reason(fold([*opening, died, later])) == "it crashed", "the first of those with the worst status"
+    fine = ("w2", 2, Kind.CLOSE, 10, {"status": "completed", "reason": "done"})
+    assert runstate.reason(fold([*opening, died, fine])) == "it crashed"
+    own = ("w1", 2, Kind.CLOSE, 5, {"status": "terminated"})
+    for order in ([died, own], [own, died]):
+        assert runstate.reason(fold([*opening, *order, later])) == "ValueError", "its own close counts more"
+    chosen = ("w2", 3, Kind.STATUS, 11, {"status": "terminated", "reason": "enough"})
+    assert runstate.reason(fold([*opening, died, later, chosen])) == "enough"
+    again = ("w4", 1, Kind.ATTACH, 20, {"reason": "reconnect"})
+    assert runstate.reason(fold([*opening, died, later, again])) is None
+
+
+def test_what_agents_note_later_does_not_move_the_end() -> None:
+    ran = [("w1", 1, Kind.RUN, 1, {"name": "n"}), ("w1", 2, Kind.CLOSE, 5, {"status": "completed"})]
+    agent = [("w2", 1, Kind.ATTACH, 50, {"reason": "agent"}), ("w2", 2, Kind.CLOSE, 90, {"status": None})]
+    assert runstate.finished(fold(ran + agent)) == runstate.finished(fold(agent + ran)) == 5
+    assert runstate.status(fold(ran + agent)) == "completed"
+    assert runstate.status(fold(agent)) == "running", "of the script's own part nothing has come yet"
