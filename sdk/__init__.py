@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .client import Client
     from .errors import (
+        AlertNotFound,
         ArtifactNotFound,
         ConfigError,
         NotInitialised,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Run", "Client", "Handler", "__version__",
-    "SdkError", "NotInitialised", "RunClosed", "ConfigError", "NotSerialisable", "ArtifactNotFound", "UnsafeName", "ServerError",
-    "Unreachable",
+    "SdkError", "NotInitialised", "RunClosed", "ConfigError", "NotSerialisable", "ArtifactNotFound", "AlertNotFound", "UnsafeName",
+    "ServerError", "Unreachable",
     "SpoolError", "InvalidRecord", "InvalidSpool", "NewerFormat", "UnreadableFile", "RunNotFound", "DamagedBlob",
 ]  # fmt: skip
 

@@ -1,34 +1,63 @@
 """The doorbell: tells a running agent of this host that there is something to read.
 
-One datagram with the writer's id, never waited for. No agent, a dead one, or an address that the system cannot hold: no
-bell, and no error; the agent's own scan finds the records as well, later.
+One datagram with the writer's and the run's id, never waited for. No agent, a dead one, or an address that the system cannot hold:
+no bell, and no error; the agent's own scan finds the records as well, later.
 """
 
 from __future__ import annotations
 
 import os
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING
 
-from simspool.spool import Writer, atomic, process
+from simspool.spool import Writer, atomic, ids, process
+
+from . import keeper
 
 if TYPE_CHECKING:
     import socket
 
 _SILENT = 1 << 62
+_UNHEARD = -1
 _LONGEST = 107  # bytes of a unix socket's path
 
 
-class Bell:
-    """Rings for one writer. `look` finds the agent; between two looks, ringing is one system call."""
+class AgentAddress:
+    """Where this host's agent listens, as of the last `look`: `path` is empty, and `pid` 0, while there is none."""
 
-    def __init__(self, spool_path: str, writer: Writer) -> None:
+    def __init__(self, spool_path: str) -> None:
         host = process.this_host()
-        self._address_file = os.path.join(spool_path, "agent", "hosts", f"{host.name}-{host.pid_namespace}.json")
+        self._file = os.path.join(spool_path, "agent", "hosts", f"{host.name}-{host.pid_namespace}.json")
+        self.path, self.pid = "", 0
+
+    def look(self) -> str:
+        """Return the path of the agent's bell, empty when no agent lives."""
+        try:
+            known = atomic.read_json(self._file)
+            path, pid, ticks = known["bell"], known["pid"], known["start_ticks"]
+        except (OSError, ValueError, KeyError, TypeError):
+            path, pid, ticks = "", 0, 0
+        usable = isinstance(path, str) and isinstance(pid, int) and 0 < len(os.fsencode(path)) <= _LONGEST
+        found = process.start_ticks(pid) if usable else None
+        self.path, self.pid = (path, pid) if found is not None and found[0] == ticks else ("", 0)
+        return self.path
+
+
+class Bell:
+    """Rings for one writer. `look` finds the agent; between two looks, ringing is one system call.
+
+    `quiet` is the thread (its ident) that does not ring for now, 0 for none.
+    """
+
+    def __init__(self, address: AgentAddress, writer: Writer) -> None:
+        self._address = address
         self._writer = writer
         self._socket: socket.socket | None = None
         self._path = ""
         self._rung = 0
         self._id, self._text = b"", b""
+        self.quiet = 0
+        self._looking = Lock()
 
     @property
     def is_heard(self) -> bool:
@@ -37,25 +66,19 @@ class Bell:
 
     def look(self) -> None:
         """Find the agent's address, or that it is gone; ring for what was recorded since the last ring."""
-        path = self._address()
-        if path != self._path or self._socket is None:
-            self.hang_up()
-            if path and self._connect(path):
-                self._writer.on_record = self.ring
-                self._writer.ring_after = 0
-        if self._socket is not None and self._writer.sequence != self._rung:
-            self.ring()
-
-    def _address(self) -> str:
+        if not self._looking.acquire(blocking=False):
+            return  # the keeper and a close at the same time: one of them looks
         try:
-            known = atomic.read_json(self._address_file)
-            path, pid, ticks = known["bell"], known["pid"], known["start_ticks"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-        if not isinstance(path, str) or not isinstance(pid, int) or len(os.fsencode(path)) > _LONGEST:
-            return ""
-        found = process.start_ticks(pid)
-        return path if found is not None and found[0] == ticks else ""
+            path = self._address.look()
+            if path != self._path or self._socket is None:
+                self.hang_up()
+                if path and self._connect(path):
+                    self._writer.on_record = self.ring
+                    self._writer.ring_after = 0
+            if self._socket is not None and self._writer.sequence != self._rung:
+                self.ring()
+        finally:
+            self._looking.release()
 
     def _connect(self, path: str) -> bool:
         import socket
@@ -68,23 +91,29 @@ class Bell:
             if bell is not None:
                 bell.close()
             return False
-        self._socket, self._path, self._rung = bell, path, -1
+        self._socket, self._path, self._rung = bell, path, _UNHEARD
         return True
 
     def ring(self) -> None:
-        """Send the datagram; an agent that is too busy to take it will scan, one that is gone is forgotten until the next look."""
+        """Send the datagram; an agent that is too busy to take it is rung again soon, one that is gone is forgotten until the next look."""
         bell, writer = self._socket, self._writer
-        if bell is None:
+        if bell is None or self.quiet == get_ident():
             return
         self._rung = writer.sequence
         if writer.id is not self._id:
-            self._id, self._text = writer.id, writer.id_text.encode()
+            self._id, self._text = writer.id, f"{writer.id_text} {ids.to_text(writer.run)}".encode()
         try:
             bell.send(self._text)
-        except BlockingIOError:
-            pass
+        except BlockingIOError:  # the kernel keeps ten datagrams: again in a moment
+            self._rung = _UNHEARD
+            keeper.wake()
         except OSError:
             self.hang_up()
+
+    def ring_again(self) -> None:
+        """Ring if the last ring did not get through."""
+        if self._rung == _UNHEARD:
+            self.ring()
 
     def hang_up(self) -> None:
         """Ring no more."""

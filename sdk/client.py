@@ -19,7 +19,7 @@ _AXES = ("step", "time", "timestamp")
 
 
 class Client:
-    """Reads runs, metrics, events and artifacts.
+    """Reads runs, metrics, events, alerts and artifacts.
 
     Every `run_id` is a run's id, a unique prefix of it, or its name; RunNotFound is raised where it matches none or
     several. A server that refuses or does not answer raises ServerError or Unreachable; nothing is retried.
@@ -59,8 +59,8 @@ class Client:
         return str(self.get_run(run_id)["name"])
 
     def get_run(self, run_id: str) -> dict[str, Any]:
-        """Return a run: id, name, status, folder, description, tags, metadata, created, started, endtime, visibility,
-        ttl (s), heartbeat_timeout (s), system.
+        """Return a run: id, name, status, reason (of a final status, where one was said), folder, description, tags, metadata,
+        created, started, endtime, visibility, ttl (s), heartbeat_timeout (s), system.
         """
         return self._source.run(self._source.find(run_id))
 
@@ -144,6 +144,15 @@ class Client:
     ) -> list[dict[str, Any]]:
         """Return a run's events in order of time: message, timestamp (UTC text), log_level (or None)."""
         return self._source.events(self._source.find(run_id), message_contains, start_index or 0, count_limit)
+
+    def get_alerts(self, run_id: str, critical_only: bool = True, names_only: bool = True) -> list[Any]:
+        """Return the names of a run's alerts, in order: those that are critical now, or all with `critical_only=False`.
+
+        With `names_only=False`, dictionaries: name, source, description, notification, abort, alert (the definition), status ("ok",
+        "critical", or None where nothing was said yet), since (UTC text) and reason (of the last decision).
+        """
+        found = [a for a in self._source.alerts(self._source.find(run_id)) if not critical_only or a["status"] == "critical"]
+        return [a["name"] for a in found] if names_only else found
 
     # ------------------------------------------------------------------ artifacts
 

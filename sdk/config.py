@@ -6,6 +6,9 @@ Looked up in this order, the first that answers counts, for each setting by itse
 - server: the arguments, SIMSPOOL_URL with SIMSPOOL_TOKEN or SIMSPOOL_TOKEN_FILE, `[server] url, token, token_file` in
 simspool.toml, then what
   the `simvue` package would use: SIMVUE_URL and SIMVUE_TOKEN, simvue.toml, simvue.ini, ~/.simvue.ini.
+- whether an agent is started where none serves the spool: the argument, SIMSPOOL_AGENT, `[agent] start` in simspool.toml; "auto" or "off".
+- a file of alerts for all runs: `agent run --alerts`, SIMSPOOL_ALERTS, `[agent] alerts` in simspool.toml (docs/alerts.md).
+- graces of an abort: `[abort] answer_grace, callback_grace, term_grace` in simspool.toml, in seconds.
 - defaults of `Run.init`: `[run] name, description, tags, folder, metadata, mode` in simspool.toml, else in simvue.toml.
 
 A toml file is searched from the working folder upwards, then in the home folder.
@@ -24,14 +27,25 @@ from .errors import ConfigError
 
 _RUN_KEYS = ("name", "description", "tags", "folder", "metadata", "mode")
 _SEGMENTS = ("mapped", "file")
+AGENT = ("auto", "off")
+_LONGEST_GRACE = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Graces:
+    """How long (s) a process may take to answer an abort request, for its callback, and to end after SIGTERM."""
+
+    answer: float = 5.0
+    callback: float = 60.0
+    term: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Config:
     """The settings in force. The token is never shown by `repr`.
 
-    `segments`: "mapped", "file" or None (by file system). `sources` tells per setting where it came from; `notes` what
-    was found and could not be used.
+    `segments`: "mapped", "file" or None (by file system). `agent`: "auto" or "off". `alerts`: the file of a site's alerts. `sources`
+    tells per setting where it came from; `notes` what was found and could not be used.
     """
 
     spool_dir: str
@@ -39,6 +53,9 @@ class Config:
     server_token: str | None = None
     durability: Durability = Durability.INTERVAL
     segments: str | None = None
+    agent: str = "auto"
+    alerts: str | None = None
+    graces: Graces = Graces()
     run_defaults: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -54,12 +71,13 @@ def load_config(
     server_url: str | None = None,
     server_token: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
+    agent: str | None = None,
     folder: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
     """Return the settings in force for this working folder (or `folder`) and environment. Arguments win.
 
-    Raises ConfigError for a simspool.toml that cannot be read and for a durability or segments setting that does not exist.
+    Raises ConfigError for a simspool.toml that cannot be read and for a durability, segments or agent setting that does not exist.
     Other tools' files and an unreadable token file only leave a note: recording needs neither.
     """
     env = os.environ if environ is None else environ
@@ -84,6 +102,15 @@ def load_config(
     segments, origin = look.first((env.get("SIMSPOOL_SEGMENTS"), "SIMSPOOL_SEGMENTS"), (look.own_text("spool", "segments"), own_path))
     if segments is not None and segments not in _SEGMENTS:
         raise ConfigError(f"segments {segments!r} ({origin}) is not one of {', '.join(_SEGMENTS)}")
+    start_agent, origin = look.first(
+        (agent, "argument"), (env.get("SIMSPOOL_AGENT"), "SIMSPOOL_AGENT"), (look.own_text("agent", "start"), own_path)
+    )
+    if start_agent is not None and start_agent not in AGENT:
+        raise ConfigError(f"agent {start_agent!r} ({origin}) is not one of {', '.join(AGENT)}")
+
+    alerts, sources["alerts"] = look.first(
+        (env.get("SIMSPOOL_ALERTS"), "SIMSPOOL_ALERTS"), (_beside(own_path, look.own_text("agent", "alerts"), home), own_path)
+    )
 
     foreign = _Foreign(start, home, notes)
     url, sources["url"] = look.first(
@@ -110,6 +137,9 @@ def load_config(
         server_token=token.strip() if token else None,
         durability=_durability(durability, where),
         segments=segments,
+        agent=start_agent or "auto",
+        alerts=os.path.abspath(_expand(alerts, home)) if alerts else None,
+        graces=look.graces(),
         run_defaults={k: defaults[k] for k in _RUN_KEYS if k in defaults} if isinstance(defaults, dict) else {},
         sources={k: v for k, v in sources.items() if v},
         notes=tuple(notes),
@@ -134,6 +164,21 @@ class _Lookup:
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"[{section}] {key} in {self._own_path} must be text, not {value!r}")
         return value
+
+    def graces(self) -> Graces:
+        """Return the `[abort]` table of simspool.toml."""
+        table = self._own.get("abort", {})
+        found = {}
+        for part in ("answer", "callback", "term"):
+            value = table.get(f"{part}_grace") if isinstance(table, dict) else None
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LONGEST_GRACE:
+                raise ConfigError(
+                    f"[abort] {part}_grace in {self._own_path} must be a number of seconds from 0 to {_LONGEST_GRACE:.0f}, not {value!r}"
+                )
+            found[part] = float(value)
+        return Graces(**found)
 
     def token_in(self, path: str | None) -> str | None:
         """Return the token in a file."""

@@ -6,6 +6,7 @@ SdkError
 ├── ConfigError (ValueError)          a setting that cannot be used; its message names the file or variable
 ├── NotSerialisable (TypeError)       an object that save_object has no safe form for
 ├── ArtifactNotFound (LookupError)    the run has no artifact of this name, or its bytes are not there (yet)
+├── AlertNotFound (LookupError)       no alert, or several, have the id or name that was given
 ├── UnsafeName (ValueError)           an artifact whose name has no place inside the target folder
 └── ServerError (RuntimeError)        a server's answer that is not what was asked for; `status` is the HTTP status, 0 for none
     └── Unreachable (ConnectionError) no answer at all
@@ -41,6 +42,10 @@ class NotSerialisable(SdkError, TypeError):
 
 class ArtifactNotFound(SdkError, LookupError):
     """Raised when a run has no artifact of the name, or its bytes are gone or have not arrived."""
+
+
+class AlertNotFound(SdkError, LookupError):
+    """Raised when the spool or the run has no alert of this id or name, or several of one name. Its message lists the ids."""
 
 
 class UnsafeName(SdkError, ValueError):

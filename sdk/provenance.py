@@ -1,6 +1,6 @@
 """What the run ran on and from which code: read from files, within a few milliseconds, without network or child processes.
 
-No environment variables and no command line are captured: they hold secrets.
+No environment variables and no command line are captured: they hold secrets. The ids of a scheduler's job are the exception.
 """
 
 from __future__ import annotations
@@ -31,7 +31,28 @@ def system() -> dict[str, Any]:
     commit = git(found["cwd"])
     if commit:
         found["git"] = commit
-    return found
+    return found | scheduler()
+
+
+def scheduler() -> dict[str, Any]:
+    """Return {"slurm": {"job", "array"?, "restarts"?}} inside a Slurm job, else nothing.
+
+    `job` is its number, `array` "<array job>_<task>" of an element of an array, `restarts` how often it has been requeued.
+    """
+    value = os.environ.get
+    job, array, task = value("SLURM_JOB_ID", ""), value("SLURM_ARRAY_JOB_ID", ""), value("SLURM_ARRAY_TASK_ID", "")
+    if not _is_number(job):
+        return {}
+    found: dict[str, Any] = {"job": job}
+    if _is_number(array) and _is_number(task):
+        found["array"] = f"{array}_{task}"
+    if _is_number(restarts := value("SLURM_RESTART_COUNT", "")):
+        found["restarts"] = int(restarts)
+    return {"slurm": found}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10
 
 
 def _cwd() -> str:

@@ -10,22 +10,29 @@ import atexit
 import errno
 import os
 import sys
+import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from simspool.spool import Drop, Kind, Origin, RunFolder, Spool, SpoolError, Writer, atomic, ids, open_spool
 
 from . import keeper
-from .bell import Bell
+from .bell import AgentAddress, Bell
 from .notice import say
 from .validation import check_metric_name
 
 if TYPE_CHECKING:
     from simspool.spool.blobs import Blob
 
+    from .aborting import Aborting
     from .config import Config
+    from .ladder import Ladder
+    from .process_tree import Process
+    from .sampling.script import ScriptSampler
 
+_AGENT_EVERY = 5.0  # s between two looks whether an agent is to be started
 _SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
@@ -51,17 +58,29 @@ class Recording:
         self._rank = rank
         self._first: tuple[Kind, dict[str, Any]] | None = first
         self._info = info
+        self._is_new = info is not None
+        self._sampler: ScriptSampler | None = None
+        self._looked = False
+        self.options: Mapping[str, Any] = {}
         self.pid = self.creator_pid = os.getpid()
         self.spool: Spool | None = None
         self.folder: RunFolder | None = None
         self.writer: Writer | None = None
         self.is_closed = False
+        self.run: Aborting | None = None
+        self.ladder: Ladder | None = None
+        self._ladders: list[Ladder] = []
+        self.abort_reason: str | None = None
+        self.graces = config.graces
+        self.foreign: list[Process] = []
+        self.address: AgentAddress | None = None
         self.status_at_exit: str | None = "completed"
         self._reason = ""
         self._lost = 0
         self._warned = False
         self._bell: Bell | None = None
         self._with_bell = False
+        self._agent_due = 0.0
         self._unpublished: deque[str] = deque()
 
     def open(self, *, with_bell: bool) -> None:
@@ -87,9 +106,9 @@ class Recording:
                 while self._lost:
                     writer.count_drop(Drop.DISK_FULL)
                     self._lost -= 1
-                self.writer = writer
+                self.writer, self.address = writer, AgentAddress(self.spool.path)
                 if self._with_bell:
-                    self._bell = Bell(self.spool.path, writer)
+                    self._bell = Bell(self.address, writer)
             if self._info is not None:
                 atomic.make_folder(self.folder.path)
                 atomic.write_json(os.path.join(self.folder.path, "run.json"), self._info, exclusive=True)
@@ -107,7 +126,7 @@ class Recording:
         """Say once on stderr that records are not being taken, and why. Always False."""
         if self.writer is None:
             self._lost += 1
-        if not self._warned and not self.is_closed:
+        if not self._warned and not self.is_closed and not (self.writer is not None and self.writer.closed):
             self._warned = True
             why = (self.writer.last_error if self.writer is not None else "") or self._reason or "the disk refuses"
             say(
@@ -134,6 +153,19 @@ class Recording:
         """Whether an agent takes the records at once."""
         return self._bell is not None and self._bell.is_heard
 
+    def make_ladder(self) -> Ladder | None:
+        """Return what acts on abort requests, made when it is first needed; None where no Run records."""
+        if self.ladder is None and self.run is not None:
+            from .ladder import Ladder
+
+            self._ladders.append(Ladder(self.run, self))
+            self.ladder = self._ladders[0]  # two threads may come here at once: one ladder knows what was done
+        return self.ladder
+
+    def hears_now(self) -> bool:
+        """Whether an agent of this host lives and listens at this moment."""
+        return self.address is not None and bool(self.address.look())
+
     def keep(self, put: Callable[[Spool, RunFolder], Blob], body: dict[str, Any]) -> bool:
         """Store a blob and the record that names it. False when the spool cannot take it (counted); UnreadableFile is the caller's."""
         spool, folder, writer = self.spool, self.folder, self.writer
@@ -151,6 +183,17 @@ class Recording:
         self._unpublished.append(blob.digest)
         return kept or self.dropped()
 
+    def record_quietly(self, kind: Kind, body: dict[str, Any]) -> bool:
+        """Record without ringing: for a thread with something urgent to do, which a system call would keep from it."""
+        if self.writer is None:
+            return False
+        if self._bell is not None:
+            self._bell.quiet = threading.get_ident()
+        kept = self.writer.record(kind, body)
+        if self._bell is not None:
+            self._bell.quiet = 0
+        return kept
+
     def tend(self) -> bool:
         """See keeper.Tended."""
         if self.is_closed or self.pid != os.getpid():
@@ -161,12 +204,36 @@ class Recording:
             if self.writer is not None:
                 self.writer.maintain()
                 if self._bell is not None:
-                    self._bell.look()
+                    self._tend_bell(self._bell)
+                elif self.address is not None:
+                    self.address.look()
+                ladder = self.make_ladder()
+                if ladder is not None:
+                    ladder.tend()
                 if self._unpublished:
                     self._publish(1)
+                self._sample(self.writer)
         except Exception as error:  # noqa: BLE001 - the next second tries again; what matters is done at close
             self._reason = str(error)
         return True
+
+    def ring_again(self) -> None:
+        """See keeper.Tended."""
+        bell = self._bell
+        if bell is not None:
+            bell.ring_again()
+
+    def _sample(self, writer: Writer) -> None:
+        if not self._looked:  # the first look comes at once; many scripts are over before the second, and need not pay for the import
+            self._looked = True
+            return
+        from .sampling.script import ScriptSampler
+
+        assert self.spool is not None
+        assert self.folder is not None
+        if self._sampler is None:
+            self._sampler = ScriptSampler(self.spool.path, self.folder, self.origin, new=self._is_new)
+        self._sampler.tend(writer, self.options, [(p.pid, p.start_ticks) for p in self.foreign])
 
     def _publish(self, most: int) -> bool:
         """Make blobs durable and known to the pool; False when the disk refuses, then the next time tries again."""
@@ -190,14 +257,39 @@ class Recording:
             most -= 1
         return True
 
+    def _tend_bell(self, bell: Bell) -> None:
+        bell.look()
+        if self.is_closed:  # meanwhile, by another thread
+            bell.hang_up()
+        elif self._looked and time.monotonic() >= self._agent_due:
+            self._agent_due = time.monotonic() + _AGENT_EVERY
+            self._has_agent()
+
+    def _has_agent(self) -> bool:
+        """Whether an agent takes the records, or is about to: one is started where none does, if the configuration wants it."""
+        if self.is_heard:
+            return True
+        if self.spool is None or self._config.agent != "auto":
+            return False
+        from .agent_start import AgentStarter
+
+        try:
+            return AgentStarter(self._config, self.spool.path).consider()
+        except Exception as error:  # noqa: BLE001 - without an agent, what is recorded waits
+            self._reason = str(error)
+            return False
+
     def _forked(self, writer: Writer) -> None:
         """In a child that has just become a writer of its own."""
         self.pid = os.getpid()
         self._unpublished = deque()
-        self._first = self._info = None
-        if self._bell is not None and self.spool is not None:
-            self._bell = Bell(self.spool.path, writer)
-            writer.on_record, writer.ring_after = None, 1 << 62
+        self._first = self._info = self._sampler = None
+        self._is_new = False
+        if self._bell is not None and self.address is not None:
+            self._bell.hang_up()
+            self._bell = Bell(self.address, writer)
+        if self.ladder is not None:
+            self.ladder.forked()
         _register(self)
         keeper.watch(self)
 
@@ -209,6 +301,10 @@ class Recording:
         if self.pid != os.getpid():  # a child that recorded nothing: the parent's files are not ours
             self.is_closed = True
             return True
+        if self.ladder is not None:
+            self.ladder.leave()
+        if self.abort_reason is not None:
+            status, reason = "terminated", self.abort_reason
         if self.pid != self.creator_pid:
             status = None
         kept = True
@@ -224,11 +320,16 @@ class Recording:
         self.is_closed = True
         if self._bell is not None:
             self._bell.look()
-            heard = self._bell.is_heard
+            heard = self._has_agent()
             self._bell.hang_up()
             self._with_bell = not heard
         _open.pop(id(self), None)
         return kept
+
+    def await_abort(self) -> None:
+        """Wait, at the interpreter's end, for an abort that has begun: at most as long as its graces."""
+        if self.ladder is not None and self.pid == os.getpid() and not self.is_closed:
+            self.ladder.await_end()
 
     def say_how_it_ended(self) -> None:
         """One line on how to send the run where no agent does, and one on what was not taken."""
@@ -245,6 +346,11 @@ class Recording:
 _open: dict[int, Recording] = {}
 _at_exit = False
 _error_before: object = None
+
+
+def open_recordings() -> list[Recording]:
+    """Return what this process records at the moment."""
+    return [r for r in list(_open.values()) if r.pid == os.getpid() and not r.is_closed]
 
 
 def _register(recording: Recording) -> None:
@@ -268,13 +374,15 @@ def _close_all() -> None:
     error = getattr(sys, "last_value", None)  # set before sys.excepthook is called
     if error is _error_before or hasattr(sys, "ps1") or sys.flags.interactive:
         error = None
-    for recording in list(_open.values()):
-        if recording.pid == os.getpid() and not recording.is_closed:
-            if isinstance(error, BaseException):
-                end_with_error(recording, error)
-            else:
-                recording.close(recording.status_at_exit, None)
-            recording.say_how_it_ended()
+    for recording in open_recordings():
+        recording.await_abort()
+        if recording.is_closed:
+            continue
+        if isinstance(error, BaseException):
+            end_with_error(recording, error)
+        else:
+            recording.close(recording.status_at_exit, None)
+        recording.say_how_it_ended()
 
 
 def status_of(error: BaseException) -> str | None:
@@ -291,13 +399,13 @@ def end_with_error(recording: Recording, error: BaseException) -> bool:
     status = status_of(error)
     if status is None:
         return recording.close(recording.status_at_exit, None)
-    text, summary = _describe(error)
+    text, summary = describe(error)
     if recording.writer is not None and recording.pid == os.getpid():
         recording.writer.record(Kind.EVENT, {"message": text, "level": "error"})
     return recording.close(status, summary)
 
 
-def _describe(error: BaseException) -> tuple[str, str]:
+def describe(error: BaseException) -> tuple[str, str]:
     """Return an exception's traceback, bounded, and its last line."""
     if isinstance(error, KeyboardInterrupt):
         # the traceback module evaluates code when it is first imported, after which the interpreter forgets that it was interrupted

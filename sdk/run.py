@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from simspool.spool import InvalidRecord, Kind, Origin, Writer, ids, open_spool
+from simspool.spool import Drop, InvalidRecord, Kind, Origin, Writer, ids, open_spool
 
 from . import validation as check
+from .aborting import Aborting
+from .alerting import Alerting
 from .errors import MISTAKES, NotInitialised, RunClosed, SdkError
 from .notice import say
 from .recording import Recording, end_with_error, status_of
@@ -32,7 +34,7 @@ _MODES = ("online", "offline", "disabled")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
-class Run(Saving):
+class Run(Aborting, Alerting, Saving):
     """One run of a script.
 
     Methods are safe to call from threads, from signal handlers, from destructors and after a fork; a forked child records for itself.
@@ -47,16 +49,20 @@ class Run(Saving):
         server_url: str | None = None,
         debug: bool = False,
         server_profile: str | None = None,
+        *,
+        agent: Literal["auto", "off"] | None = None,
     ) -> None:
         """Make a run that records nothing until `init`, `reconnect` or `attach`.
 
         `mode`: "online" (an agent that runs already sends at once), "offline" (only the spool), "disabled" (no effect at all).
         `server_token`, `server_url` and `server_profile` are accepted: recording needs no server, the agent has its own settings.
-        `debug` says more on stderr. Raises InvalidRecord for another mode.
+        `debug` says more on stderr. `agent`: "auto" starts an agent beside an online run where none serves the spool (it ends by itself),
+        "off" never does; by default as the configuration says, else "auto". Raises InvalidRecord for another mode or agent.
         """
         self._mode: str = check.one_of("mode", mode, _MODES)
         self.abort_callback = abort_callback
         self._server = (server_url, server_token)
+        self._agent = None if agent is None else check.one_of("agent", agent, ("auto", "off"))
         self._debug = debug
         self._writer: Writer | None = None
         self._recording: Recording | None = None
@@ -70,6 +76,9 @@ class Run(Saving):
         self._options: dict[str, Any] = {}
         self._dormant = False
         self._closed = False
+        self._abort_requested = self._aborted = False
+        self._alerts: dict[str, dict[str, Any]] = {}
+        self._defined: dict[str, dict[str, Any]] = {}
 
     # ------------------------------------------------------------------ beginning
 
@@ -180,14 +189,18 @@ class Run(Saving):
         info = spool.run(run_id).info()
         origin = _origin_of(info) or Origin.now()
         self._begin(run_id, str(info.get("name") or ""), "/", "running", origin.boot)
-        body = {"reason": reason, "rank": rank} if rank is not None else {"reason": reason}
+        body: dict[str, Any] = {"reason": reason, "rank": rank} if rank is not None else {"reason": reason}
+        body |= _scheduler()
         self._record_into(Recording(config, run_id, (Kind.ATTACH, body), info=None, origin=origin, rank=rank))
 
     def _begin(self, run_id: str, name: str, folder: str, status: str, began: int) -> None:
         self._id, self._name, self._folder, self._status = run_id, name, folder, status
         self._began, self._ended, self._status_set, self._closed = began, 0, False, False
+        self._abort_requested = self._aborted = False
+        self._alerts, self._defined = {}, {}
 
     def _record_into(self, recording: Recording) -> bool:
+        recording.options, recording.run = self._options, self
         recording.open(with_bell=self._mode == "online")
         self._recording, self._writer = recording, recording.writer
         recording.status_at_exit = self._final_status()
@@ -203,7 +216,7 @@ class Run(Saving):
             return None
         from .config import load_config
 
-        config = load_config(server_url=self._server[0], server_token=self._server[1])
+        config = load_config(server_url=self._server[0], server_token=self._server[1], agent=self._agent)
         wanted = config.run_defaults.get("mode")
         if wanted is not None and self._mode == "online":
             self._mode = check.one_of("[run] mode in the configuration", wanted, _MODES)
@@ -327,9 +340,9 @@ class Run(Saving):
         """Set options, before or after `init`; they are kept with the run.
 
         `suppress_errors`: a mistake in a call no longer raises: it is said once on stderr, and the run is dormant from then
-        on (every call returns False). `queue_blocking` has no effect: there is no queue. The others are for the agent:
-        seconds between resource samples (`system_metrics_interval` is the same), emissions, storage, and what an alert's
-        abort stops.
+        on (every call returns False). `queue_blocking` has no effect: there is no queue. `resources_metrics_interval`: seconds between
+        resource samples, 60 by default (`system_metrics_interval` is the same); `disable_resources_metrics`: there are none. The
+        others are for the agent: emissions, storage, and what an alert's abort stops.
         """
         given: dict[str, Any] = {}
         try:
@@ -369,9 +382,18 @@ class Run(Saving):
         recording = self._recording
         if recording is None:
             return self._mistake(NotInitialised("close: this Run was never initialised: call init first"))
+        if recording.ladder is not None:
+            recording.ladder.await_callback()
         kept = recording.close(self._final_status(), "dormant after an error" if self._dormant else None)
         self._end(recording)
         return kept
+
+    def _close_aborted(self, reason: str) -> None:
+        recording, was_closed = self._recording, self._closed
+        self._status, self._status_set = "terminated", True
+        if recording is not None and not was_closed:
+            recording.close("terminated", reason)
+            self._end(recording)
 
     def _final_status(self) -> str | None:
         if self._dormant:
@@ -384,7 +406,9 @@ class Run(Saving):
         self._closed, self._writer = True, None
         self._ended = _time.clock_gettime_ns(_time.CLOCK_BOOTTIME)
         recording.say_how_it_ended()
-        if not self._status_set and self._status != "created":
+        if self._aborted:
+            self._status = "terminated"
+        elif not self._status_set and self._status != "created":
             self._status = "lost" if self._dormant else "completed"
 
     def __enter__(self) -> Self:
@@ -397,6 +421,8 @@ class Run(Saving):
         if error is None:
             self.close()
             return
+        if recording.ladder is not None:
+            recording.ladder.await_callback()
         status = status_of(error)
         end_with_error(recording, error)
         if status is not None:
@@ -469,6 +495,9 @@ class Run(Saving):
         if self._mode == "disabled" or self._dormant:
             return None
         if self._closed:
+            if self._aborted and self._recording is not None and self._recording.writer is not None:
+                self._recording.writer.count_drop(Drop.CLOSED)
+                return None
             raise RunClosed(f"{what}: run {self._name!r} is closed: log before close, or reconnect({self._id!r})")
         if self._recording is None:
             raise NotInitialised(f"{what}: this Run was never initialised: call init first")
@@ -519,6 +548,12 @@ def _system() -> dict[str, Any]:
         return provenance.system()
     except Exception as error:  # noqa: BLE001 - a strange environment is no reason not to record
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _scheduler() -> dict[str, Any]:
+    from . import provenance
+
+    return provenance.scheduler()
 
 
 def _utc_text(micros: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from simspool.spool import InvalidRecord, RunNotFound, ids
 
 from .errors import ArtifactNotFound, ConfigError, ServerError, Unreachable
-from .source import ARTIFACT_KEYS, RUN_KEYS, Artifact, Series
+from .source import ALERT_KEYS, ARTIFACT_KEYS, RUN_KEYS, Artifact, Series
 
 _TIMEOUT = 10.0
 _ANSWER_TIMEOUT = 120.0  # many points take a server some time
@@ -90,6 +90,21 @@ class ServerSource:
         if not isinstance(listed, list):
             raise self._nonsense("/events")
         return [{key: event.get(key) for key in ("message", "timestamp", "log_level")} for event in listed]
+
+    def alerts(self, run: str) -> list[dict[str, Any]]:
+        """See Source."""
+        answer = self._get(f"/runs/{run}")
+        listed = answer.get("alerts") if isinstance(answer, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(e, dict) and isinstance(e.get("alert"), dict) for e in listed):
+            raise self._nonsense(f"/runs/{run}")
+        found = []
+        for entry in listed:
+            status = entry.get("status")
+            told = status if isinstance(status, dict) else {"current": status}
+            body = _only(entry["alert"], ALERT_KEYS)
+            body |= {"notification": body["notification"] or "none", "abort": bool(body["abort"]), "alert": body["alert"] or None}
+            found.append(body | {"status": told.get("current"), "since": told.get("since"), "reason": told.get("reason")})
+        return sorted(found, key=lambda alert: str(alert["name"]))
 
     def artifacts(self, run: str) -> list[Artifact]:
         """See Source."""

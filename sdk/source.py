@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 RUN_KEYS = (
-    "id", "name", "status", "folder", "description", "tags", "metadata", "created", "started", "endtime", "visibility", "ttl",
+    "id", "name", "status", "reason", "folder", "description", "tags", "metadata", "created", "started", "endtime", "visibility", "ttl",
     "heartbeat_timeout", "system",
 )  # fmt: skip
 ARTIFACT_KEYS = ("name", "category", "checksum", "size", "mime_type", "original_path", "metadata", "created")
+ALERT_KEYS = ("name", "source", "description", "notification", "abort", "alert", "status", "since", "reason")
 Series = dict[str, dict[str, list[dict[str, Any]]]]
 """{run: {metric: [{axis: x, "value": v}]}}"""
 
@@ -54,6 +55,9 @@ class Source(Protocol):
 
     def events(self, run: str, contains: str | None, start: int, count: int | None) -> list[dict[str, Any]]:
         """Return {"message", "timestamp", "log_level"} in order of time."""
+
+    def alerts(self, run: str) -> list[dict[str, Any]]:
+        """Return a run's alerts with ALERT_KEYS, in order of name; `status` is ok, critical or None, `since` UTC text or None."""
 
     def artifacts(self, run: str) -> list[Artifact]:
         """Return a run's artifacts in order of name, of several with one name the last."""

@@ -108,6 +108,21 @@ class SpoolSource:
         found.sort(key=lambda pair: pair[0])
         return [shown for _, shown in found[start : None if count is None else start + count]]
 
+    def alerts(self, run: str) -> list[dict[str, Any]]:
+        """See Source."""
+        found = []
+        for name, told in runstate.alerts(self._state(run)).items():
+            body, since = told["definition"] or {"source": "user"}, told["since"]
+            found.append(
+                {
+                    "name": name, "source": body.get("source"), "description": body.get("description"),
+                    "notification": body.get("notification") or "none", "abort": body.get("abort") is True,
+                    "alert": body.get("alert") or None, "status": told["state"], "reason": told["reason"],
+                    "since": None if since is None else _time_text(since // 1000),
+                }
+            )  # fmt: skip
+        return found
+
     def artifacts(self, run: str) -> list[Artifact]:
         """See Source."""
         folder = self._spool.run(run)
@@ -217,7 +232,8 @@ def _shown(run: str, state: dict[str, Any]) -> dict[str, Any]:
         finished = explicit[2][0]
     seen = runstate.value(state, "visibility")
     everything = {
-        "id": run, "name": runstate.value(state, "name"), "status": status, "folder": runstate.value(state, "folder", "/"),
+        "id": run, "name": runstate.value(state, "name"), "status": status, "reason": runstate.reason(state),
+        "folder": runstate.value(state, "folder", "/"),
         "description": runstate.value(state, "description"), "tags": runstate.tags(state), "metadata": runstate.metadata(state),
         "created": _time_text(_micros(runstate.value(state, "created"), started)) if started is not None else None,
         "started": _time_text(started // 1000) if started is not None and status != "created" else None,

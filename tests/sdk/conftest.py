@@ -22,7 +22,7 @@ from simspool.spool.records import label
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home and working folder, no settings from outside, and a spool in SIMSPOOL_DIR."""
     for name in list(os.environ):
-        if name.startswith(("SIMSPOOL_", "SIMVUE_", "OMPI_", "PMI", "SLURM_")):
+        if name != "SIMSPOOL_AGENT" and name.startswith(("SIMSPOOL_", "SIMVUE_", "OMPI_", "PMI", "SLURM_")):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     work = tmp_path / "work"

@@ -51,7 +51,8 @@ def test_an_agent_hears_records_at_once_and_the_last_of_a_burst(ring: Any, capsy
         run.init("r")
         tend(run)
         assert run._writer is not None
-        writer = run._writer.id_text.encode()
+        writer = f"{run._writer.id_text} {run.id}".encode()
+        assert len(writer) == 45
         assert agent.recv(100) == writer
         agent.setblocking(False)
         while True:
@@ -118,4 +119,4 @@ def test_an_agent_that_dies_is_forgotten_and_a_new_one_found(ring: Any, tmp_path
         assert run.log_event("nobody hears") is True
         second = ring(str(tmp_path / "second"))
         tend(run)
-        assert len(second.recv(100)) == 22
+        assert len(second.recv(100)) == 45  # the writer and its run

@@ -38,6 +38,11 @@ def record_campaign() -> None:
         run.save_object({"o": 1}, "input", "dir/object")
         run.update_metadata({"lr": 0.2})
         run.update_tags(["z"])
+        run.create_event_alert("quiet", pattern="never said", description="an event")
+        run.create_user_alert("converged")
+        run.create_user_alert("ready")
+        run.log_alert(name="converged", state="critical")
+        run.log_alert(name="ready", state="ok")
         IDS["alpha"] = str(run.id)
     with pytest.raises(ValueError, match="boom"), Run(mode="offline") as run:  # noqa: PT012 - that is what it tests
         run.init("beta", metadata={"lr": 0.3}, tags=["y"])
@@ -195,6 +200,20 @@ def test_events(client: Client) -> None:
     assert "ValueError: boom" in client.get_events("beta")[-1]["message"]
 
 
+def test_alerts(client: Client) -> None:
+    assert client.get_alerts("alpha") == ["converged"]
+    assert client.get_alerts("alpha", critical_only=False) == ["converged", "quiet", "ready"]
+    assert client.get_alerts("beta", critical_only=False) == []
+    found = {a["name"]: a for a in client.get_alerts("alpha", critical_only=False, names_only=False)}
+    assert (found["quiet"]["source"], found["quiet"]["alert"]["pattern"]) == ("events", "never said")
+    assert (found["quiet"]["status"], found["quiet"]["since"], found["quiet"]["description"]) == (None, None, "an event")
+    run = client.get_run("alpha")
+    assert run["started"] < found["converged"]["since"] < run["endtime"]
+    assert [found[n]["status"] for n in ("converged", "ready")] == ["critical", "ok"]
+    with pytest.raises(RunNotFound):
+        client.get_alerts("nobody")
+
+
 def test_artifacts(client: Client, tmp_path: Path) -> None:
     a, o = client.list_artifacts("alpha")
     assert (a["name"], a["category"], a["size"], a["mime_type"], a["metadata"]) == ("a.txt", "output", 6, "text/plain", {})
@@ -239,6 +258,8 @@ def test_both_sources_say_the_same_of_everything(campaign: Path, server: tuple[s
         assert spool.get_run(run) == remote.get_run(name)
         assert spool.get_events(run) == remote.get_events(run)
         assert spool.list_artifacts(run) == remote.list_artifacts(run)
+        everything: dict[str, Any] = {"critical_only": False, "names_only": False}
+        assert spool.get_alerts(run, **everything) == remote.get_alerts(run, **everything)
         names = spool.get_metrics_names(run)
         assert names == remote.get_metrics_names(run)
         for axis in ("step", "time", "timestamp") if names else ():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simspool.sdk import ConfigError, Run
-from simspool.sdk.config import load_config
+from simspool.sdk.config import Graces, load_config
 from simspool.spool import Durability
 
 
@@ -119,3 +119,14 @@ def test_defaults_of_new_runs(tmp_path: Path, found: Any, monkeypatch: pytest.Mo
     with Run() as run:
         assert run.init("nothing") is True
         assert run.mode == "disabled"
+
+
+def test_graces_of_an_abort_come_from_the_file(tmp_path: Path) -> None:
+    assert load_config().graces == Graces(5.0, 60.0, 30.0)
+    file = tmp_path / "simspool.toml"
+    file.write_text("[abort]\nanswer_grace = 1\ncallback_grace = 600.5\nterm_grace = 0\n")
+    assert load_config().graces == Graces(1.0, 600.5, 0.0)
+    for wrong in ("-1", "nan", "inf", "true", '"5"'):
+        file.write_text(f"[abort]\nterm_grace = {wrong}\n")
+        with pytest.raises(ConfigError, match=r"\[abort\] term_grace in .*simspool.toml must be a number of seconds"):
+            load_config()

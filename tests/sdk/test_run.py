@@ -122,7 +122,8 @@ def test_bad_metrics_raise_and_record_nothing(bad: Any, found: Any) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"name": "a*b"}, {"name": ""}, {"name": 3}, {"folder": "a"}, {"metadata": [1]}, {"metadata": {1: 2}}, {"metadata": {"a": object()}},
+        {"name": "a*b"}, {"name": ""}, {"name": 3}, {"folder": "a"}, {"metadata": [1]}, {"metadata": {1: 2}},
+        {"metadata": {"a": frozenset()}},
         {"metadata": {"": 1}}, {"tags": "abc"}, {"tags": [1]}, {"tags": 5}, {"description": 5}, {"retention_period": "soon"},
         {"retention_period": "1 day and then some"}, {"timeout": 0}, {"timeout": True}, {"visibility": "all"}, {"visibility": [1]},
         {"notification": "loud"},
