@@ -23,7 +23,7 @@ rm -rf "$demo/home" "$demo/spool" "$demo/server" "$demo/server.log" "$demo/scrip
 mkdir -p "$demo/home"
 cd "$demo"
 unset SIMSPOOL_RUN SIMSPOOL_URL SIMSPOOL_TOKEN SIMSPOOL_TOKEN_FILE SIMVUE_URL SIMVUE_TOKEN XDG_DATA_HOME XDG_CONFIG_HOME
-export HOME=$demo/home SIMSPOOL_DIR=$demo/spool PATH=$demo/venv/bin:$PATH PYTHONUNBUFFERED=1
+export HOME=$demo/home SIMSPOOL_DIR=$demo/spool SIMSPOOL_AGENT=off PATH=$demo/venv/bin:$PATH PYTHONUNBUFFERED=1
 
 say "2. The simulation runs and records itself. There is no server, no network, no token. In the middle: kill -9"
 python "$here/orbits.py" --years 2000 --steps 4000 --seconds 10 >script.log &
