@@ -28,3 +28,8 @@ def kill_campaign() -> ModuleType:
 @pytest.fixture
 def powercut_campaign() -> ModuleType:
     return _load("powercut_campaign")
+
+
+@pytest.fixture
+def abort_campaign() -> ModuleType:
+    return _load("abort_campaign")
