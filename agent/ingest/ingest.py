@@ -8,10 +8,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from simspool.agent.catalog import Catalog
+from simspool.agent.live import LiveWriter
+from simspool.agent.notes import RunNotes
+from simspool.agent.survivors import Survivors
 from simspool.spool import NewerFormat, Spool, SpoolError, Tail, ids, layout
 from simspool.spool.process import is_alive
 from simspool.spool.reader import read_drop_counts
@@ -20,7 +23,6 @@ from simspool.spool.segment_header import SegmentHeader
 from .durable import Hardener
 from .follow import Followed, save_all
 from .summary import Summary
-from .survivors import declare_survivor
 
 PASS_BYTES = 8 << 20
 MAX_OPEN = 400
@@ -49,13 +51,21 @@ class Ingest:
     Where the catalog fails (sqlite3.Error), a pass has no effect at all: positions in memory go back to the stored ones.
     """
 
-    def __init__(self, spool: Spool, catalog: Catalog, *, report: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, spool: Spool, catalog: Catalog, *, report: Callable[[str], None] = lambda _: None, turn: Callable[[], None] = lambda: None,
+        notes: RunNotes | None = None,
+    ) -> None:  # fmt: skip
         self.spool, self.catalog = spool, catalog
+        self._own_notes = RunNotes(spool)
+        self.survivors = Survivors(spool, notes or self._own_notes)
+        self._turn = turn
+        self._tell: Callable[[list[tuple[str, str]]], None] = lambda _: None
         self.newer: set[str] = set()
         self._report = report
         self._bad: dict[str, tuple[str, str]] = {}  # writer -> (run, why)
         self._poison: set[str] = set()
         self._looks = 0
+        self.begun = 0  # writers whose first record was read
         self.hardener = Hardener(spool, report)
         self._load()
 
@@ -86,6 +96,11 @@ class Ingest:
             self._stale = True
             raise
 
+    def tell(self, found: Callable[[list[tuple[str, str]]], None]) -> None:
+        """Have `found` told of the (writer, run) that are followed, now, and of new ones from then on (in this thread)."""
+        self._tell = found
+        found([(f.writer, f.run) for f in self._followed.values()])
+
     @property
     def problems(self) -> dict[str, str]:
         """Why runs are left out, by run."""
@@ -95,6 +110,11 @@ class Ingest:
     def active(self) -> list[str]:
         """The ids of writers that are not complete."""
         return list(self._followed)
+
+    @property
+    def active_runs(self) -> set[str]:
+        """The runs that have such a writer."""
+        return {f.run for f in list(self._followed.values())}
 
     def active_folders(self) -> list[str]:
         """The folders where new segments, seals and writers of active runs appear, the newest first."""
@@ -109,8 +129,23 @@ class Ingest:
         return writer in self._followed
 
     def live_runs(self) -> list[str]:
-        """Return the runs with a writer whose process lives."""
-        return sorted({f.run for f in self._followed.values() if f.header is not None and is_alive(f.header)})
+        """Return the runs with a writer whose process lives: not the agent's own."""
+        return sorted({f.run for f in self._followed.values() if f.header is not None and f.role != "agent" and is_alive(f.header)})
+
+    def live_writers(self) -> list[LiveWriter]:
+        """Return the scripts' writers that have not ended, without their options. Safe to call from any thread."""
+        return [
+            LiveWriter(f.run, f.writer, f.role, f.header, {})
+            for f in list(self._followed.values())
+            if f.header is not None and f.role not in {None, "agent"} and not f.closed
+        ]
+
+    def busy_runs(self) -> set[str]:
+        """Return the runs with a writer that lives, or that died and is to be closed yet; the agent's own writers do not count, nor does
+        what cannot be read.
+        """
+        left = (f for f in self._followed.values() if f.role != "agent" and f.writer not in self._bad)
+        return {f.run for f in left if f.header is not None and is_alive(f.header) is not None}
 
     def _follow(
         self, writer: str, run: str, segment: int = 0, offset: int = 0, sequence: int = 1, chain: int = 0, closed: int = 0,
@@ -136,6 +171,7 @@ class Ingest:
         found: list[tuple[str, str, int]] = []
         now = time.time_ns()
         for run in sorted(entries):
+            self._turn()  # many runs on a slow disk take minutes: no hang
             folder = os.path.join(self.spool.runs, run, "w")
             try:
                 changed = os.stat(folder).st_mtime_ns
@@ -173,6 +209,7 @@ class Ingest:
             self._follow(writer, run)
         for run, _, changed in found:
             self._seen[run] = changed
+        self._tell(new + late)
         return len(new) + len(late)
 
     def _forget(self, db: sqlite3.Connection, run: str) -> None:
@@ -224,7 +261,7 @@ class Ingest:
 
     def _read_one(self, followed: Followed, progress: Progress, budget: int, *, dead: bool) -> bool:
         """Take in what is new of one writer; True when there was something to store."""
-        tail, before = followed.tail, (followed.tail.segment, followed.tail.offset)
+        tail, before, role = followed.tail, (followed.tail.segment, followed.tail.offset), followed.role
         if followed.writer in self._poison:
             return False
         limit = max(1 << 20, min(budget - progress.bytes, PASS_BYTES // 2))
@@ -252,6 +289,7 @@ class Ingest:
         else:
             self._bad.pop(followed.writer, None)
             self._open[followed.writer] = None
+            self.begun += role is None and followed.role is not None
         if progress.bytes - used >= limit:
             progress.more = True
         if (tail.segment, tail.offset) != before or followed.complete:
@@ -313,18 +351,19 @@ class Ingest:
         """Let go of all files."""
         for followed in self._followed.values():
             followed.tail.close()
+        self._own_notes.close()
 
     # ------------------------------------------------------------------ the dead
 
-    def bury(self) -> int:
-        """Salvage writers whose process is provably gone; declare those without a close record lost. Returns how many ended.
+    def bury(self, writers: Collection[str] | None = None) -> int:
+        """Salvage writers whose process is provably gone; declare those without a close record. Returns how many ended.
 
-        Only writers that had nothing new in the last read are looked at. Raises sqlite3.Error when the catalog cannot take it.
+        Without `writers`, those that had nothing new in the last read are looked at. Raises sqlite3.Error when the catalog cannot take it.
         """
         ended = 0
         self._looks += 1
-        for followed in list(self._followed.values()):
-            if followed.quiet == 0 or followed.run in self.newer or followed.writer in self._poison:
+        for followed in list(self._followed.values()) if writers is None else [f for w in writers if (f := self._followed.get(w))]:
+            if (followed.quiet == 0 and writers is None) or followed.run in self.newer or followed.writer in self._poison:
                 continue
             header = followed.header
             if header is None:
@@ -333,6 +372,7 @@ class Ingest:
                 ended += self._bury(followed)
             elif self._looks % _DROPS_EVERY == 0:
                 self._count_drops(followed)
+        self.survivors.release({f.run for f in self._followed.values() if f.role != "agent"})
         return ended
 
     def _bury(self, followed: Followed) -> bool:
@@ -349,7 +389,13 @@ class Ingest:
             if writer in self._bad or (at == (followed.tail.segment, followed.tail.offset) and not followed.tail.complete):
                 return False
         if not followed.closed and followed.role != "agent":
-            problem = declare_survivor(self.spool, self._summary.state(followed.run), followed)
+            header = followed.header
+            assert header is not None
+            state, last = self._summary.state(followed.run), followed.tail.sequence - 1
+            problem = self.survivors.declare(followed.run, writer, followed.role, header, last, state)
+            if problem is None:  # not all is known yet
+                self._summary.forget()
+                return False
             if problem:
                 self._bad[writer] = (followed.run, f"cannot note that a process of it died: {problem}: it is tried again")
                 self._summary.forget()

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from simspool.agent.catalog.store import is_damage
+from simspool.agent.progress import Progress
 
 from .ingest import Ingest
 from .wake import FolderWatch
@@ -18,6 +19,7 @@ _FAST, _SLOWEST_LIVE, _SLOWEST_IDLE = 0.05, 1.0, 30.0  # seconds between looks a
 _SCAN_SHARE = 0.005  # of the time may go into scanning
 _BURY_EVERY = 2.0
 _HARDEN_EVERY = 0.5
+_NAME = "ingest"
 
 
 class IngestLoop:
@@ -33,18 +35,27 @@ class IngestLoop:
         watch: FolderWatch,
         taken: Callable[[], None],
         report: Callable[[str], None],
+        progress: Progress,
     ) -> None:
-        self._ingest, self._work, self._watch, self._taken, self._report = ingest, work, watch, taken, report
+        self._ingest, self._worker, self._watch, self._taken, self._report = ingest, work, watch, taken, report
+        self._progress = progress
         self._news = asyncio.Event()
         self._hot: set[str] = set()
+        self._dead: set[str] = set()
         self._scan_wanted = True
         self._next_scan = self._next_bury = self._next_harden = 0.0
         self.problem = ""
 
-    def rung(self, writer: str) -> None:
-        """A script rang the bell."""
+    def rung(self, data: bytes) -> None:
+        """A script rang the bell: its writer's id, and its run's."""
+        writer = data[:22].decode("ascii", errors="replace")
         if len(self._hot) < 10_000:  # anybody of this user can ring with anything
             self._hot.add(writer)
+        self._news.set()
+
+    def died(self, writers: Iterable[str]) -> None:
+        """The processes of these writers have ended, or what was waited for to say why is known."""
+        self._dead.update(writers)
         self._news.set()
 
     def files_changed(self) -> None:
@@ -56,6 +67,7 @@ class IngestLoop:
         """Loop until cancelled."""
         pause = 0.0
         while True:
+            self._progress.turn(_NAME, pause)
             await self._wait_for_news(pause)
             try:
                 pause = await self._look(pause)
@@ -67,6 +79,10 @@ class IngestLoop:
                 self._say(f"nothing can be taken in, it is tried again: {error}")
             else:
                 self._say("")
+
+    async def _work(self, function: Callable[..., Any], *args: Any) -> Any:
+        self._progress.turn(_NAME)
+        return await self._worker(function, *args)
 
     def _say(self, problem: str) -> None:
         if problem != self.problem:
@@ -89,11 +105,12 @@ class IngestLoop:
         if hot and not found and not all(ingest.follows(w) for w in hot):
             self._scan_wanted = not scan_due  # a bell rang for a writer that no scan has seen yet
         progress = await self._work(ingest.read, None if scan_due or not hot else hot)
-        ended = 0
+        dead, self._dead = self._dead, set()
+        ended = await self._work(ingest.bury, sorted(dead)) if dead else 0
         if now >= self._next_bury:
             self._next_bury = now + _BURY_EVERY
-            ended = await self._work(ingest.bury)
-            self._scan_wanted = self._scan_wanted or ended > 0
+            ended += await self._work(ingest.bury)
+        self._scan_wanted = self._scan_wanted or ended > 0
         if now >= self._next_harden:
             self._next_harden = now + _HARDEN_EVERY
             await self._work(ingest.hardener.harden)
@@ -111,6 +128,6 @@ class IngestLoop:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):  # not wait_for, which may swallow a cancellation
                     await self._news.wait()
-            if self._news.is_set():
+            if self._news.is_set() and not self._dead:
                 await asyncio.sleep(min(pause, _FAST))  # a commit is an fsync: news is gathered
         self._news.clear()

@@ -34,9 +34,7 @@ class Summary:
         return state
 
     def metrics(self, run: str, header: SegmentHeader, batch: MetricBatch) -> None:
-        """Count a batch's points; each metric's last value is that of its last row."""
-        if batch.kind != Kind.METRICS:
-            return
+        """Count a batch's points, resource samples like any other; each metric's last value is that of its last row."""
         last, n = batch.rows[-1], len(batch.rows)
         wall = header.wall_ns(last[BOOT])
         for name, value in batch.values(last).items():
@@ -57,7 +55,7 @@ class Summary:
         if body is None:
             return
         wall = header.wall_ns(record.boot_ns)
-        if kind == Kind.METRICS_JSON:
+        if kind in {Kind.METRICS_JSON, Kind.RESOURCES_JSON}:
             values = body.get("values")
             if isinstance(values, dict):
                 for name, value in values.items():

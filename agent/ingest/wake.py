@@ -18,11 +18,15 @@ _MAX_WATCHES = 64  # watchdog keeps a thread for each
 
 
 class Doorbell:
-    """A datagram socket that scripts ring with their writer's id. Overflow is harmless: the scan follows."""
+    """A datagram socket that scripts ring with their writer's and run's ids. Overflow is harmless: the scan follows."""
 
-    def __init__(self, path: str, rung: Callable[[str], None]) -> None:
-        self.path, self._rung = path, rung
+    def __init__(self, path: str, rung: Callable[[bytes], None]) -> None:
+        self.path, self._rung = path, [rung]
         self._socket: socket.socket | None = None
+
+    def also(self, rung: Callable[[bytes], None]) -> None:
+        """Tell somebody else as well, first."""
+        self._rung.insert(0, rung)
 
     def start(self) -> None:
         """Bind and listen on the running loop. Raises OSError (a path over 107 bytes, no socket folder)."""
@@ -45,7 +49,8 @@ class Doorbell:
                 data = self._socket.recv(64)
             except OSError:
                 return
-            self._rung(data.decode("ascii", errors="replace"))
+            for tell in self._rung:
+                tell(data)
 
     def stop(self) -> None:
         """Close the bell and remove its path."""
