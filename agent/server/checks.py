@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from simspool.agent.alerts.rules import InvalidRule, parse_rule
+from simspool.spool.alert_definition import RULES
 from simspool.spool.records import STATUSES
 
 from . import access, columns
@@ -18,6 +20,7 @@ from .times import from_text, now_us
 MAX_NAME, MAX_TEXT, MAX_TAGS, MAX_ROWS = 1024, 1 << 20, 1000, 200_000
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _NOTIFICATIONS = ("none", "all", "error", "lost", "email")
+_OWN_RULES = frozenset(RULES) - {"is above", "is below", "is inside range", "is outside range"}
 
 
 def text(body: Mapping[str, Any], key: str, *, most: int = MAX_NAME, optional: bool = False, empty: bool = False) -> str | None:
@@ -163,6 +166,8 @@ def document(kind: str, body: Mapping[str, Any], *, new: bool) -> dict[str, Any]
 def _alert(out: dict[str, Any], *, new: bool) -> None:
     if new and out.get("source") not in {"events", "metrics", "user"}:
         raise Invalid("source: events, metrics or user is expected")
+    if "notification" in out and out["notification"] not in _NOTIFICATIONS:
+        raise Invalid(f"notification: not one of {', '.join(_NOTIFICATIONS)}")
     definition = out.get("alert")
     if definition is not None and not isinstance(definition, dict):
         raise Invalid("alert: an object is expected")
@@ -170,6 +175,9 @@ def _alert(out: dict[str, Any], *, new: bool) -> None:
         raise Invalid("alert.pattern: text is expected")
     if new and out["source"] == "metrics":
         definition = definition or {}
+        if str(definition.get("rule")) in _OWN_RULES:
+            _own_rule(out)
+            return
         name(definition, "metric")
         if "threshold" in definition:
             number(definition, "threshold")
@@ -177,8 +185,14 @@ def _alert(out: dict[str, Any], *, new: bool) -> None:
             raise Invalid("alert: `threshold`, or `range_low` and `range_high`, is expected")
         elif definition["range_low"] >= definition["range_high"]:
             raise Invalid("alert.range_low: it must be below range_high")
-    if "notification" in out and out["notification"] not in _NOTIFICATIONS:
-        raise Invalid(f"notification: not one of {', '.join(_NOTIFICATIONS)}")
+
+
+def _own_rule(out: Mapping[str, Any]) -> None:
+    """Check a rule that only our agents judge as they do themselves."""
+    try:
+        parse_rule({"id": "alert", "name": out["name"], "source": "metrics", "alert": out["alert"]})
+    except InvalidRule as error:
+        raise Invalid(f"alert: {error}") from None
 
 
 def _grid(out: dict[str, Any]) -> None:

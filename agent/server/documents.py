@@ -12,7 +12,7 @@ from typing import Any
 
 from simspool.spool import ids
 
-from . import access, filters
+from . import abort_flags, access, filters
 from .errors import Conflict, Invalid
 from .identity import Principal
 from .listing import Page
@@ -180,22 +180,19 @@ def set_alert_status(db: sqlite3.Connection, who: Principal, alert: str, run: st
     body = json.loads(document["body"])
     if body.get("source") != "user":
         raise Invalid(f"the status of alert {body.get('name')!r} is decided by its rule: only alerts of source `user` can be set")
-    apply_alert_status(db, alert, run, status, body)
+    store_alert_status(db, alert, run, status)
+    if status == "critical" and body.get("abort"):
+        abort_flags.raise_flag(db, run, f"alert {body.get('name')}")
     return {"id": alert, "run": run, "status": status}
 
 
-def apply_alert_status(db: sqlite3.Connection, alert: str, run: str, status: str, body: dict[str, Any]) -> None:
-    """Store an alert's status for a run, and raise the run's abort flag when its definition says so."""
+def store_alert_status(db: sqlite3.Connection, alert: str, run: str, status: str) -> None:
+    """Store an alert's status for a run. What was drained goes no further: script or agent have acted on it where it was said."""
     db.execute(
         "INSERT INTO run_alerts VALUES (?, ?, ?, ?) ON CONFLICT (run, alert) DO UPDATE SET status = excluded.status,"
         " changed = excluded.changed",
         (run, alert, status, now_us()),
     )
-    if status == "critical" and body.get("abort"):
-        db.execute(
-            "UPDATE runs SET abort_reason = ?, abort_at = ? WHERE id = ? AND abort_at IS NULL",
-            (f"alert {body.get('name')}", now_us(), run),
-        )
 
 
 def alert_status(db: sqlite3.Connection, who: Principal, alert: str, run: str) -> str | None:

@@ -224,22 +224,21 @@ def _mirror_alert(db: sqlite3.Connection, who: Principal, run: str, kind: int, b
         raise ValueError("an alert record needs a name")
     name = plain.text(name)
     if kind == Kind.ALERT:
-        definition = json.loads(plain.dumps({k: v for k, v in body.items() if k not in {"id", "status", "state"}}))
+        definition = json.loads(plain.dumps({k: v for k, v in body.items() if k not in {"id", "status", "state", "since", "by"}}))
         alert, _ = documents.create(db, who, "alert", definition | {"name": name}, deduplicate=True)
         db.execute("INSERT OR IGNORE INTO run_alerts VALUES (?, ?, NULL, ?)", (run, alert, now_us()))
         return
     found = db.execute(
-        "SELECT d.id, d.body FROM run_alerts ra JOIN documents d ON d.id = ra.alert WHERE ra.run = ? AND (d.name = ? OR d.id = ?)",
+        "SELECT d.id FROM run_alerts ra JOIN documents d ON d.id = ra.alert WHERE ra.run = ? AND (d.name = ? OR d.id = ?)",
         (run, name, name),
     ).fetchone()
     if found is None:
         alert, _ = documents.create(db, who, "alert", {"name": name, "source": "user"}, deduplicate=True)
-        definition = {"name": name}
     else:
-        alert, definition = found["id"], json.loads(found["body"])
+        alert = found["id"]
     state = body.get("status") or body.get("state")
     shown = {"firing": "critical", "critical": "critical"}.get(str(state), "ok")
-    documents.apply_alert_status(db, alert, run, shown, definition)
+    documents.store_alert_status(db, alert, run, shown)
 
 
 def marks(db: sqlite3.Connection, who: Principal, writers: Sequence[str]) -> dict[str, list[int]]:

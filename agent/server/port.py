@@ -31,7 +31,7 @@ class DrainStore(Protocol):
     async def marks(self, who: Principal, writers: Sequence[str]) -> dict[str, list[int]]:
         """Return {writer: [mark, chain]} of the user's writers."""
 
-    async def exchange_state(self, who: Principal, runs: Mapping[str, int | None]) -> dict[str, dict[str, str]]:
+    async def exchange_state(self, who: Principal, runs: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         """Take heartbeats (µs); return the runs to abort."""
 
     async def readable_digests(self, who: Principal, digests: Sequence[str]) -> set[str]:

@@ -43,7 +43,8 @@ def show(db: sqlite3.Connection, who: Principal, row: sqlite3.Row, parts: Collec
     state = json.loads(row["state"])
     starred = db.execute("SELECT 1 FROM stars WHERE user = ? AND kind = 'run' AND id = ?", (who.user, run)).fetchone()
     out: dict[str, Any] = {
-        "id": run, "name": row["name"], "status": row["status"], "folder": row["folder"], "description": row["description"],
+        "id": run, "name": row["name"], "status": row["status"], "reason": runstate.reason(state), "folder": row["folder"],
+        "description": row["description"],
         "tags": runstate.tags(state), "user": row["owner"], "tenant": row["tenant"], "visibility": access.shown(row),
         "created": to_text(row["created"]), "modified": to_text(row["modified"]), "starred": starred is not None,
         "ttl": _whole(row["ttl"]), "heartbeat_timeout": _whole(row["heartbeat_timeout"]),
@@ -56,11 +57,21 @@ def show(db: sqlite3.Connection, who: Principal, row: sqlite3.Row, parts: Collec
     if "system" in parts:
         out["system"] = runstate.value(state, "system") or {}
     if "alerts" in parts:
-        out["alerts"] = documents.run_alerts(db, who, run)
+        out["alerts"] = _alerts(db, who, run, state)
     if "metrics" in parts:
         out["metrics"] = summaries.of_run(db, run)
         out["events"] = events.summary(db, run)
     return out
+
+
+def _alerts(db: sqlite3.Connection, who: Principal, run: str, state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the run's alerts; those that were drained tell since when, and why."""
+    found, told = documents.run_alerts(db, who, run), runstate.alerts(state)
+    for entry in found:
+        known = told.get(entry["alert"]["name"], {})
+        since = known.get("since")
+        entry["status"] |= {"since": None if since is None else to_text(since // 1000), "reason": known.get("reason")}
+    return found
 
 
 def get(db: sqlite3.Connection, who: Principal, run: str) -> dict[str, Any]:

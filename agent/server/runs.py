@@ -16,7 +16,7 @@ from typing import Any
 from simspool.spool import ids, runstate
 from simspool.spool.records import FINAL_STATUSES, Kind
 
-from . import access, artifacts, documents, plain, points
+from . import abort_flags, access, artifacts, documents, plain, points
 from .errors import Conflict, Invalid
 from .identity import Principal
 from .names import new_name
@@ -223,11 +223,9 @@ def any_late(db: sqlite3.Connection, now: int) -> bool:
 
 
 def request_abort(db: sqlite3.Connection, who: Principal, run: str, reason: str) -> dict[str, Any]:
-    """Raise a run's abort flag; the first reason stays. Raises NotFound and Forbidden."""
+    """Raise a run's abort flag; while the run lives, the first reason stays. Raises NotFound and Forbidden."""
     find(db, who, run, write=True)
-    db.execute(
-        "UPDATE runs SET abort_reason = ?, abort_at = ? WHERE id = ? AND abort_at IS NULL", (plain.text(reason), now_us(), run)
-    )
+    abort_flags.raise_flag(db, run, reason)
     return {"id": run, "status": True}
 
 
@@ -237,17 +235,18 @@ def abort_flag(db: sqlite3.Connection, who: Principal, run: str) -> dict[str, An
     return {"status": row["abort_at"] is not None, "reason": row["abort_reason"]}
 
 
-def exchange_state(db: sqlite3.Connection, who: Principal, runs: Mapping[str, int | None]) -> dict[str, dict[str, str]]:
-    """Take heartbeats (µs) of drained runs; return those of the user's runs whose abort flag is up, with the reason."""
+def exchange_state(db: sqlite3.Connection, who: Principal, runs: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
+    """Take heartbeats (µs) of drained runs; return the flags of those of the user's runs whose abort flag is up."""
     out = {}
     for run, heartbeat in runs.items():
-        row = db.execute("SELECT owner, abort_at, abort_reason FROM runs WHERE id = ?", (run,)).fetchone()
+        row = db.execute("SELECT owner, abort_at, abort_reason, abort_writers FROM runs WHERE id = ?", (run,)).fetchone()
         if row is None or row["owner"] != who.user:
             continue
         if heartbeat is not None:
             db.execute("UPDATE runs SET heartbeat = max(coalesce(heartbeat, 0), ?) WHERE id = ?", (heartbeat, run))
-        if row["abort_at"] is not None:
-            out[run] = {"reason": row["abort_reason"] or ""}
+        flag = abort_flags.told(row)
+        if flag is not None:
+            out[run] = flag
     return out
 
 

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 _TABLES: dict[str, tuple[dict[str, type], str | tuple[str, ...]]] = {
     "meta": ({"key": str, "value": str}, "key"),
@@ -21,6 +21,7 @@ _TABLES: dict[str, tuple[dict[str, type], str | tuple[str, ...]]] = {
             "description": str, "created": int, "started": int, "ended": int, "modified": int, "heartbeat": int,
             "heartbeat_timeout": float, "ttl": float, "public": int, "tenant_visible": int, "users": str, "tags": str,
             "metadata": str, "system": str, "notifications": str, "abort_reason": str, "abort_at": int, "swept": int,
+            "abort_writers": str,
         },
         "id",
     ),
@@ -106,7 +107,12 @@ def _first(db: Any) -> None:
     db["meta"].insert({"key": "server", "value": secrets.token_hex(16)})
 
 
-_MIGRATIONS: tuple[Callable[[Any], None], ...] = (_first,)
+def _second(db: Any) -> None:
+    if "abort_writers" not in db["runs"].columns_dict:  # a database that is made now has it
+        db["runs"].add_column("abort_writers", str)
+
+
+_MIGRATIONS: tuple[Callable[[Any], None], ...] = (_first, _second)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -64,7 +64,7 @@ class SqliteStore:
     async def marks(self, who: Principal, writers: Sequence[str]) -> dict[str, list[int]]:
         return await self._db.read(drain.marks, who, writers)
 
-    async def exchange_state(self, who: Principal, beats: Mapping[str, int | None]) -> dict[str, dict[str, str]]:
+    async def exchange_state(self, who: Principal, beats: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         return await self._db.write(runs.exchange_state, who, beats)
 
     async def readable_digests(self, who: Principal, digests: Sequence[str]) -> set[str]:

@@ -189,3 +189,18 @@ def test_killed_while_uploading_leaves_nothing_visible(tmp_path: Path, start: An
     assert subprocess.run(
         ["sha256sum", again.data / "blobs" / digest[:2] / digest], capture_output=True, text=True, check=True
     ).stdout.startswith(digest)
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"rule": "no progress", "window": 600}, {"rule": "no progress", "metric": "loss", "hold": 1},
+        {"rule": "is not finite", "metric": "*"},
+        {"rule": "rate is below", "metric": "loss", "threshold": 0, "window": 60},
+        {"rule": "is above", "metric": "loss", "threshold": 0, "hold": 5, "hysteresis": 0.5, "clear_after": 10},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rules_that_our_agents_judge_are_taken(live: Any, definition: dict[str, Any]) -> None:
+    identity = live.ok("POST", "/api/alerts", {"name": "guard", "source": "metrics", "alert": definition})["id"]
+    assert live.ok("GET", f"/api/alerts/{identity}")["alert"] == definition

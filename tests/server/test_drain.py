@@ -247,7 +247,10 @@ def test_heartbeats_and_aborts(live: Any, make: Any) -> None:
     state = "/api/simspool/v1/state"
     assert live.ok("POST", state, {"runs": {made.run: {"heartbeat": 1.7e9}, "0" * 22: {}}}) == {"abort": {}}
     live.ok("PUT", f"/api/runs/{made.run}/abort", {"reason": "too hot"})
-    assert live.ok("POST", state, {"runs": {made.run: {"heartbeat": 1.7e9}}}) == {"abort": {made.run: {"reason": "too hot"}}}
+    flag = live.ok("POST", state, {"runs": {made.run: {"heartbeat": 1.7e9}}})["abort"][made.run]
+    assert (flag["reason"], flag["writers"]) == ("too hot", [made.writer])
+    live.ok("PUT", f"/api/runs/{made.run}/abort", {"reason": "too cold"})
+    assert live.ok("POST", state, {"runs": {made.run: {}}})["abort"][made.run] == flag
     assert live.ok("POST", state, {"runs": {made.run: {}}}, token=live.user("nobody")) == {"abort": {}}
 
 
@@ -268,14 +271,31 @@ def test_alerts_and_folders_arrive_as_objects(live: Any, make: Any) -> None:
     made.record(
         Kind.ALERT, {"name": "hot", "source": "metrics", "alert": {"metric": "t", "threshold": 1, "rule": "is above"}, "abort": True}
     )
-    made.record(Kind.ALERT_STATE, {"alert": "hot", "state": "firing"})
+    made.record(Kind.DECISION, {"alert": "hot", "at": 2.5, "state": "firing", "reason": "t is 7"})
+    made.record(Kind.ALERT_STATE, {"alert": "hot", "state": "critical"})
+    made.record(Kind.ABORT, {"id": "0" * 32, "state": "done"})
     (verdict,) = live.drain(made.cut())
     assert verdict["refused"] == []
     run = live.ok("GET", f"/api/runs/{made.run}")
-    assert [(a["alert"]["name"], a["status"]["current"]) for a in run["alerts"]] == [("hot", "critical")]
-    assert live.ok("GET", f"/api/runs/{made.run}/abort")["status"] is True
+    assert [(a["alert"]["name"], a["status"]["current"], a["status"]["reason"]) for a in run["alerts"]] == [("hot", "critical", "t is 7")]
+    assert run["alerts"][0]["alert"]["abort"] is True
+    listed = live.ok("GET", "/api/alerts")["data"]
+    assert [a["alert"]["rule"] for a in listed if a["name"] == "hot"] == ["is above"]
     folders = live.ok("GET", "/api/folders?filters=" + json.dumps(["path == /made"]).replace(" ", "%20"))["data"]
     assert folders[0]["metadata"] == {"k": 1}
+
+
+def test_a_drained_state_raises_no_abort_flag_and_one_that_is_set_here_does(live: Any, make: Any) -> None:
+    """Script and agent have acted on what they drain: a flag would stop whoever opens the run again."""
+    made = make().start()
+    made.record(Kind.ALERT, {"name": "mine", "source": "user", "abort": True})
+    made.record(Kind.ALERT_STATE, {"alert": "mine", "state": "critical"})
+    live.drain(made.cut())
+    assert live.ok("GET", f"/api/runs/{made.run}/abort")["status"] is False
+    (found,) = live.ok("GET", f"/api/runs/{made.run}")["alerts"]
+    assert found["status"]["current"] == "critical"
+    live.ok("PUT", f"/api/alerts/{found['alert']['id']}/status/{made.run}", {"status": "critical"})
+    assert live.ok("GET", f"/api/runs/{made.run}/abort") == {"status": True, "reason": "alert mine"}
 
 
 def test_large_batches_and_small_ones_are_one_series(live: Any, make: Any) -> None:
