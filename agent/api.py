@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from simspool.spool import RunNotFound, atomic
+from simspool.spool import RunNotFound, atomic, ids
 
 from .exit_codes import ExitCode
 from .status import last_server, overview
@@ -27,7 +27,8 @@ _SIGN_OF_LIFE = 5.0  # seconds between lines, at most
 class LocalApi:
     """`GET /status`, and `POST /sync` {"runs", "folder", "tags", "where", "timeout": s}.
 
-    A sync answers lines of JSON, its progress; the last one, with `final`, is the result.
+    A sync answers lines of JSON, its progress; the last one, with `final`, is the result. `POST /abort` {"run"} says that a
+    run has a new abort request.
     """
 
     def __init__(self, agent: Agent, folder: str | None) -> None:
@@ -43,6 +44,7 @@ class LocalApi:
         app = web.Application(middlewares=[_same_user], client_max_size=8 << 20)
         app.router.add_get("/status", self._status)
         app.router.add_post("/sync", self._sync)
+        app.router.add_post("/abort", self._abort)
         path = os.path.join(self._folder, "api")
         atomic.remove(path)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -67,14 +69,16 @@ class LocalApi:
         body = await agent.work(self._overview)
         drain = agent.drain
         ingest = agent.ingest_loop.problem if agent.ingest_loop else ""
+        sampling, unsampled = (agent.sampler.problem or agent.sampler.gpu_problem, agent.sampler.problems) if agent.sampler else ("", {})
         body["agent"] = {
             "pid": os.getpid(),
             "since": agent.started,
+            "on_demand": agent.on_demand,
             "url": agent.config.url,
             "drain": drain.state if drain else "no-target",
-            "problem": ingest or (drain.problem if drain else agent.target_problem) or agent.disk_problem,
+            "problem": ingest or (drain.problem if drain else agent.target_problem) or agent.disk_problem or sampling,
             "following": len(agent.ingest.active),
-            "problems": {**agent.ingest.problems, **(drain.delivered.problems if drain else {})},
+            "problems": {**unsampled, **agent.ingest.problems, **(drain.delivered.problems if drain else {})},
         }
         return web.json_response(body)
 
@@ -82,6 +86,17 @@ class LocalApi:
         agent = self._agent
         server = agent.drain.server if agent.drain else ""
         return overview(agent.catalog, agent.spool, server or last_server(agent.catalog, agent.config.url))
+
+    async def _abort(self, request: web.Request) -> web.Response:
+        try:
+            run = (await request.json())["run"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            run = None
+        if not isinstance(run, str) or not ids.is_id(run):
+            raise web.HTTPUnprocessableEntity(text='{"detail": "a body {run: id} is expected"}')
+        if self._agent.aborts is not None:
+            self._agent.aborts.look(run)
+        return web.json_response({})
 
     async def _sync(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -99,6 +114,7 @@ class LocalApi:
             if lines.qsize() < 4:  # a slow reader gets fewer lines, never a slower sync
                 lines.put_nowait(report.as_dict())
 
+        self._agent.syncs += 1
         task = asyncio.create_task(self._agent.sync(selection, timeout=timeout, progress=progress))
         try:
             last: dict[str, Any] = {}
@@ -122,6 +138,7 @@ class LocalApi:
         except ConnectionResetError:
             pass  # whoever asked has gone
         finally:
+            self._agent.syncs -= 1
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         return answer

@@ -10,16 +10,23 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from simspool.spool import Spool, atomic
+from simspool.sdk.config import Graces
+from simspool.sdk.sampling.slots import AHEAD
+from simspool.spool import Spool, atomic, control
 from simspool.spool.lock import SpoolLock
 from simspool.spool.process import start_ticks
 
+from .abort.requests import Aborts
+from .alerts.afterwards import judge_afterwards, unjudged
+from .alerts.decisions import Decision
+from .alerts.site import SiteFile
+from .alerts.watch import Watch
 from .api import LocalApi
 from .catalog import Catalog
 from .catalog.store import catalog_path, is_damage
@@ -33,7 +40,11 @@ from .ingest import Ingest
 from .ingest.loop import IngestLoop
 from .ingest.wake import Doorbell, FolderWatch
 from .journal import Journal
+from .notes import RunNotes
+from .progress import Progress
 from .retention import Retention
+from .sampling.sampler import NEVER, Sampler
+from .survivors import ProcessWatch
 from .sync import Goals, Selection, SyncReport
 from .targets.embedded import EmbeddedTarget
 from .targets.port import Refused, Target
@@ -42,18 +53,21 @@ T = TypeVar("T")
 Report = Callable[[str], None]
 
 _ATTEMPTS, _STALL = 4, 20.0
+_WORKER = "worker thread"
+_IDLE = 10.0  # seconds: longer than any thread beside it waits when there is nothing to do
 _LONGEST_WAIT = 60.0  # seconds that a sync without a timeout waits because the server asks for it
 
 
 class Agent:
     """One agent on one spool, for one process's life. Use it as an async context manager; then `serve` or `sync`.
 
-    Raises Locked on entry when another agent has the spool. `target` replaces the configured server (for tests and other dialects).
+    Raises Locked on entry when another agent has the spool. `target` replaces the configured server (for tests and other dialects);
+    `on_demand` is said to whoever asks.
     """
 
     def __init__(
         self, config: AgentConfig, *, clock: Clock | None = None, report: Report = lambda _: None, target: Target | None = None,
-        backoff: Backoff | None = None,
+        backoff: Backoff | None = None, on_demand: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.spool = config, config.spool
         self.clock: Clock = clock or SystemClock()
@@ -66,7 +80,19 @@ class Agent:
         self.target_problem = ""
         self.disk_problem = ""
         self.ingest_loop: IngestLoop | None = None
+        self.processes: ProcessWatch | None = None
+        self._begun = 0
         self.condemned = False
+        self.progress = Progress()
+        self.notes = RunNotes(self.spool)
+        self.site: SiteFile | None = None
+        self.watch: Watch | None = None
+        self.sampler: Sampler | None = None
+        self.aborts: Aborts | None = None
+        self.on_demand = on_demand
+        self.taken = 0  # times that something was taken in
+        self.syncs = 0  # that commands are waiting for
+        self._address: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ life
 
@@ -85,7 +111,7 @@ class Agent:
         self.catalog = Catalog(catalog_path(self.spool))
         try:
             self.journal = Journal(self.spool, self.catalog)
-            self.ingest = Ingest(self.spool, self.catalog, report=self.report)
+            self.ingest = Ingest(self.spool, self.catalog, report=self.report, turn=self._worker_turn, notes=self.notes)
             with contextlib.suppress(OSError):  # housekeeping tries again
                 Retention(self.spool, self.catalog, self.journal, self.config.grace).finish()
         except sqlite3.Error as error:
@@ -109,6 +135,7 @@ class Agent:
                 self._shut()
 
     def _close(self) -> None:
+        self.notes.close()
         with contextlib.suppress(OSError, sqlite3.Error):  # a journal that cannot be sealed is read as it is
             self.journal.close()
         self.ingest.close()
@@ -125,7 +152,17 @@ class Agent:
     async def work(self, function: Callable[..., T], *args: Any) -> T:
         """Run a function in the worker thread."""
         assert self._executor is not None
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._watched, function, *args)
+
+    def _watched(self, function: Callable[..., T], *args: Any) -> T:
+        self._worker_turn()
+        try:
+            return function(*args)
+        finally:
+            self.progress.end(_WORKER)
+
+    def _worker_turn(self) -> None:
+        self.progress.turn(_WORKER)
 
     def _make_drain(self, runs: Collection[str] | None, *, heartbeats: bool) -> Drain | None:
         if self._target is None:
@@ -138,8 +175,15 @@ class Agent:
                 return None
         live = self.ingest.live_runs if heartbeats else None
         return Drain(
-            self.spool, self.catalog, self.journal, self._target, self.clock, self.work, runs=runs, backoff=self._backoff, live_runs=live
-        )
+            self.spool, self.catalog, self.journal, self._target, self.clock, self.work, runs=runs, backoff=self._backoff, live_runs=live,
+            progress=self.progress, flagged=self._flagged,
+        )  # fmt: skip
+
+    def _flagged(self, server: str, flags: Mapping[str, Mapping[str, Any]]) -> None:
+        """The server wants runs to be aborted; it says so again and again."""
+        for run, flag in flags.items():
+            if self.aborts is not None:
+                self.aborts.flagged(server, run, flag)
 
     # ------------------------------------------------------------------ the daemon
 
@@ -149,9 +193,10 @@ class Agent:
 
         folder = runtime_folder(self.spool)
         watch = FolderWatch(self.spool, self._files_changed)
-        loop = IngestLoop(self.ingest, self.work, watch, self._taken, self.report)
+        loop = IngestLoop(self.ingest, self.work, watch, self._taken, self.report, self.progress)
         self.ingest_loop = loop
         bell = self._start_bell(folder, loop.rung)
+        watching = self._start_watch(bell)
         atomic.make_folder(self.spool.runs)
         problem = watch.start()
         if problem:
@@ -163,7 +208,7 @@ class Agent:
         network.start()
         api = LocalApi(self, folder)
         housekeeping = Housekeeping(self)
-        tasks = [asyncio.create_task(loop.run())]
+        tasks = [asyncio.create_task(loop.run()), asyncio.create_task(self._watch_processes(loop))]
         if self.drain is not None:
             tasks.append(asyncio.create_task(self.drain.run()))
         waiting = asyncio.create_task(stop.wait())
@@ -177,8 +222,7 @@ class Agent:
                     self._ended(task)
         finally:
             housekeeping.stop()
-            with contextlib.suppress(OSError):
-                atomic.remove(host_file(self.spool))
+            self.withdraw()
             await api.stop()
             network.stop()
             if bell is not None:
@@ -188,6 +232,65 @@ class Agent:
                 task.cancel()
             await asyncio.gather(waiting, *tasks, return_exceptions=True)
             watch.stop()
+            await asyncio.to_thread(watching.close)
+
+    def _start_watch(self, bell: Doorbell | None) -> contextlib.ExitStack:
+        """Start the threads that judge, abort and sample; closing what is returned ends them."""
+        stack = contextlib.ExitStack()
+        watch = self.watch = Watch(self.spool, self.notes, _Acts(self), site=self.site, report=self.report)
+        aborts = self.aborts = Aborts(
+            self.spool, self.notes, watch.live, graces=self.config.graces, bell=bell.path if bell else None, report=self.report
+        )
+        if bell is not None:
+            bell.also(watch.rung)
+        self.ingest.tell(watch.follow)
+        sampler = self.sampler = Sampler(self.spool.path, self.notes.sample, watch.live)
+        for part in (watch, aborts, sampler):
+            part.start()
+            stack.callback(part.stop)
+        for name, last_turn in (("watch", lambda: watch.progress), ("abort ladder", lambda: aborts.ladder.progress)):
+            self.progress.follow(name, last_turn, _IDLE)
+            stack.callback(self.progress.end, name)
+        return stack
+
+    async def refresh_site(self) -> None:
+        """Take over what changed in the site's file of alerts."""
+        if self.site is not None and await asyncio.to_thread(self.site.refresh) and self.watch is not None:
+            self.watch.site_changed(self.site)
+
+    async def judge_the_rest(self, *, ended: bool) -> int:
+        """Judge the runs with alerts for which no watch was there (those that have ended, or all). Returns how many."""
+
+        def find() -> list[str]:
+            return unjudged(self.catalog, ended=ended, site=self.site)
+
+        runs = await self.work(find)
+        return await asyncio.to_thread(judge_afterwards, self.spool, runs, self.notes, _Acts(self), self.site, self.report) if runs else 0
+
+    async def _watch_processes(self, loop: IngestLoop) -> None:
+        """Have the kernel say when a script ends, and how; scripts that die are closed at once."""
+        here = asyncio.get_running_loop()
+        watch = self.processes = ProcessWatch(self.ingest.live_writers, loop.died, report=self.report)
+
+        def ready(writer: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                here.call_soon_threadsafe(loop.died, [writer])
+
+        self.ingest.survivors.attend(watch, ready)
+        try:
+            await watch.run()
+        finally:
+            self.ingest.survivors.attend(None, None)
+
+    def doing(self) -> str:
+        """Return what `serve` does now, in a line for people: "following 3 runs, draining"."""
+        count = len(self.ingest.active_runs)
+        following = f"following {count} run{'' if count == 1 else 's'}"
+        if self.ingest_loop is not None and self.ingest_loop.problem:
+            return f"{following}: {self.ingest_loop.problem}"
+        if self.drain is None:
+            return f"{following}, {self.target_problem or 'no server is configured'}"
+        return f"{following}, {self.drain.state}" + (f": {self.drain.problem}" if self.drain.problem else "")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A loop that ended by itself ended by an error: the agent stops with it, and whoever supervises it starts it again."""
@@ -203,11 +306,12 @@ class Agent:
         """Open the local API and announce it. Where that fails, commands and scripts do without."""
         try:
             await api.start()
-            self._announce(bell, api.path)
+            self._address = {"bell": bell.path if bell else None, "api": api.path}
+            self.announce()
         except OSError as error:
             self.report(f"this agent cannot be reached by commands and scripts: {error}; new data is found by scanning")
 
-    def _start_bell(self, folder: str | None, rung: Callable[[str], None]) -> Doorbell | None:
+    def _start_bell(self, folder: str | None, rung: Callable[[bytes], None]) -> Doorbell | None:
         if folder is None:
             self.report(
                 "no folder for sockets is short and safe enough (XDG_RUNTIME_DIR): scripts cannot ring, new data is found by scanning"
@@ -221,18 +325,33 @@ class Agent:
             return None
         return bell
 
-    def _announce(self, bell: Doorbell | None, api: str | None) -> None:
+    def announce(self) -> None:
+        """Tell scripts and commands of this host how to reach this agent. Raises OSError."""
         path = host_file(self.spool)
         atomic.make_folder(os.path.dirname(path))
-        pid = os.getpid()
-        body = {"bell": bell.path if bell else None, "api": api, "pid": pid, "start_ticks": (start_ticks(pid) or (0, ""))[0]}
+        pid, samples_from = os.getpid(), time.clock_gettime_ns(time.CLOCK_BOOTTIME) + AHEAD
+        ticks = (start_ticks(pid) or (0, ""))[0]
+        body = {**self._address, "pid": pid, "start_ticks": ticks, "on_demand": self.on_demand, "samples_from": samples_from}
         atomic.write_json(path, body)
+        if self.sampler is not None:
+            self.sampler.samples_from = samples_from
+
+    def withdraw(self) -> None:
+        """Tell them no longer."""
+        if self.sampler is not None:
+            self.sampler.samples_from = NEVER
+        with contextlib.suppress(OSError):
+            atomic.remove(host_file(self.spool))
 
     def _files_changed(self) -> None:
         if self.ingest_loop is not None:
             self.ingest_loop.files_changed()
 
     def _taken(self) -> None:
+        if self.processes is not None and self._begun != self.ingest.begun:
+            self._begun = self.ingest.begun
+            self.processes.wake()
+        self.taken += 1
         if self.drain is not None:
             self.drain.wake()
 
@@ -255,6 +374,8 @@ class Agent:
         deadline = None if timeout is None else time.monotonic() + timeout
         progress(report)
         await self._ingest_all(report, progress)
+        if self.watch is None and await self.judge_the_rest(ended=False):
+            await self._ingest_all(report, progress)
         runs = await self.work((selection or Selection()).resolve, self.catalog, self.spool)
         newer = self.ingest.newer if runs is None else self.ingest.newer.intersection(runs)
         report.problems.update({run: self.ingest.problems[run] for run in newer if run in self.ingest.problems})
@@ -371,11 +492,31 @@ class Agent:
         return str(row[0]) if row else ""
 
 
-def agent_config(spool: Spool, url: str | None, token: str | None) -> AgentConfig:
+class _Acts:
+    """What the watch sets off (see alerts.watched.Acts), in its thread."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def abort(self, decision: Decision) -> None:
+        agent, reason = self._agent, f"alert {decision.alert}: {decision.reason}"
+        if agent.aborts is not None:
+            agent.aborts.request(decision.run, decision.id, reason, by="alert", alert=decision.alert)
+        else:  # a one-shot: the scripts' own look finds it
+            folder = agent.spool.run(decision.run)
+            with contextlib.suppress(OSError):
+                control.put_request(folder, control.make_request(folder, decision.id, reason, by="alert", alert=decision.alert))
+
+    def heard(self, run: str, writer: str, body: Mapping[str, Any], at: int | None) -> None:
+        if self._agent.aborts is not None:
+            self._agent.aborts.heard(run, writer, body, at)
+
+
+def agent_config(spool: Spool, url: str | None, token: str | None, graces: Graces | None = None) -> AgentConfig:
     """Return the settings of an agent, with SIMSPOOL_GRACE (days that acknowledged data is kept) taken from the environment."""
     grace = os.environ.get("SIMSPOOL_GRACE")
     try:
         days = 7.0 if grace is None else float(grace)
     except ValueError:
         days = 7.0
-    return AgentConfig(spool, url, token, grace=max(days, 0.0) * 86400.0)
+    return AgentConfig(spool, url, token, grace=max(days, 0.0) * 86400.0, graces=graces or Graces())

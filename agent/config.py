@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from simspool.agent.catalog.store import place_key
+from simspool.sdk.config import Graces
 from simspool.spool import Spool
 from simspool.spool.process import this_host
 
@@ -15,7 +16,7 @@ _SUN_PATH = 107  # bytes of a unix socket's path
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """One agent's settings. Times are seconds; `grace` is how long acknowledged data stays in the spool."""
+    """One agent's settings. Times are seconds; `grace` is how long acknowledged data stays in the spool, `graces` are those of aborts."""
 
     spool: Spool
     url: str | None = None
@@ -24,6 +25,7 @@ class AgentConfig:
     scrub_every: float = DAY
     retention_every: float = 3600.0
     disk_floor: int = 512 << 20
+    graces: Graces = field(default_factory=Graces)
 
 
 def runtime_folder(spool: Spool) -> str | None:

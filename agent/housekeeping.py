@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -33,12 +34,24 @@ class Housekeeping:
         add(self.scrub, "interval", seconds=config.scrub_every, jitter=int(config.scrub_every / 10), id="scrub")
         add(self.check_disk, "interval", seconds=60, id="disk")
         add(self.retain, "interval", seconds=config.retention_every, jitter=int(config.retention_every / 10), id="retention")
+        add(self._agent.refresh_site, "interval", seconds=2, id="site")
+        add(self.judge, "interval", seconds=600, next_run_time=datetime.now(UTC), id="judge")
         self._scheduler.start()
 
     def stop(self) -> None:
         """Cancel what is scheduled."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
+
+    async def judge(self) -> None:
+        """Judge the runs that ended while no agent watched them."""
+        agent = self._agent
+        try:
+            await agent.judge_the_rest(ended=True)
+        except asyncio.CancelledError:  # the agent stops; the next one judges
+            return
+        except (OSError, sqlite3.Error) as error:
+            agent.report(f"runs that have ended are not judged yet: {error}")
 
     async def scrub(self) -> None:
         """Verify everything in the spool, in a thread of its own; each finding is reported."""

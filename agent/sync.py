@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,17 +82,19 @@ class Selection:
         named = {find_run(catalog, spool, text) for text in self.runs}
         if self.folder is None and not self.tags and not self.where:
             return named
-        found = set()
-        for run, folder, tags, metadata in catalog.rows("SELECT id, folder, tags, metadata FROM runs"):
-            if self.runs and run not in named:
-                continue
-            below = (self.folder or "/").rstrip("/")
-            if self.folder is not None and folder != (below or "/") and not (folder or "/").startswith(below + "/"):
-                continue
-            values = json.loads(metadata) if metadata else {}
-            if set(self.tags) <= set(json.loads(tags) if tags else []) and all(k in values and str(values[k]) == v for k, v in self.where):
-                found.add(run)
-        return found
+        return {
+            run
+            for run, folder, tags, metadata in catalog.rows("SELECT id, folder, tags, metadata FROM runs")
+            if (not self.runs or run in named)
+            and self.holds(folder or "/", json.loads(tags) if tags else [], json.loads(metadata) if metadata else {})
+        }
+
+    def holds(self, folder: str, tags: Collection[str], metadata: Mapping[str, Any]) -> bool:
+        """Say whether a run with this folder, these tags and this metadata is meant, whatever its id."""
+        below = (self.folder or "/").rstrip("/")
+        if self.folder is not None and folder != (below or "/") and not folder.startswith(below + "/"):
+            return False
+        return set(self.tags) <= set(tags) and all(k in metadata and str(metadata[k]) == v for k, v in self.where)
 
 
 class Goals:

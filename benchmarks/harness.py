@@ -94,7 +94,7 @@ def scratch(plan: Plan, name: str) -> Iterator[Path]:
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """Return an environment without the user's own configuration."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIMSPOOL_", "SIMVUE_", "XDG_", "PYTHON"))}
-    return kept | {"HOME": str(folder), "SIMSPOOL_DIR": str(folder / "spool")} | more
+    return kept | {"HOME": str(folder), "SIMSPOOL_DIR": str(folder / "spool"), "SIMSPOOL_AGENT": "off"} | more
 
 
 def python(program: str, folder: Path, *arguments: object, **more: str) -> Any:

@@ -19,8 +19,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import abort_latency
 import caller
 import pipeline
+import rules
+import sampling
 from harness import Figure, Plan, raise_file_limit
 
 from simspool.spool import filesystem
@@ -34,6 +37,9 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Figure]]] = {
     "idle": pipeline.idle,
     "many_runs": pipeline.many_runs,
     "thousand_runs": pipeline.thousand_runs,
+    "sampling": sampling.sampling,
+    "abort_latency": abort_latency.abort_latency,
+    "rules": rules.rules,
 }
 
 

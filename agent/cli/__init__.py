@@ -30,9 +30,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ls": ("status", "ls", "List the runs of the spool."),
     "show": ("status", "show", "Show one run: status, metrics, files, what was sent."),
     "cat": ("cat", "cat", "Print a run's records, in order."),
+    "abort": ("abort", "abort", "Stop a run, in every process that records it."),
     "check": ("check", "check", "Verify every segment and blob; report damage with its bounds."),
+    "alerts": ("alerts", "alerts", "Show, add, check and replay alert rules."),
     "serve": ("serve", "serve", "Serve a folder as a server that agents drain to."),
-    "service": ("service", "service", "Run the agent as a systemd user service."),
+    "service": ("service", "service", "Run the agent, or a timer for syncs, as a systemd service."),
 }
 
 

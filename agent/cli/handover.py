@@ -70,3 +70,15 @@ def agent_sync(path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     finally:
         with contextlib.suppress(OSError):
             connection.close()
+
+
+def agent_abort(path: str, run: str) -> bool:
+    """Have a running agent look for abort requests of a run now; False when it went away, or cannot."""
+    connection = _Connection(path, 10.0)
+    try:
+        connection.request("POST", "/abort", json.dumps({"run": run}), {"Content-Type": "application/json"})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

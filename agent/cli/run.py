@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import os
+import resource
 import signal
 import sys
 from datetime import UTC, datetime
@@ -11,6 +14,8 @@ from datetime import UTC, datetime
 import click
 
 from simspool.agent.exit_codes import ExitCode
+from simspool.agent.on_demand import IDLE, IdleEnd, is_elsewhere, note_start, replace, settle, stamped
+from simspool.sdk.agent_start import serving_agent
 from simspool.spool import Locked
 
 from . import output
@@ -18,23 +23,46 @@ from .handover import api_path
 from .settings import Settings, common
 
 _PATIENCE = 30.0
+_SWITCH = 0.0005  # s: a thread that computes (the ingest) soon makes way for one that has news (the watch)
 
 
 @click.command(help="Watch the spool and drain it to the server, until stopped.")
+@click.option("--on-demand", is_flag=True, help="End when nothing is left to do, as an agent that a script starts does.")
+@click.option(
+    "--idle-end", type=click.FloatRange(min=0.1), default=IDLE, show_default=True, metavar="SECONDS", envvar="SIMSPOOL_IDLE_END",
+    help="With --on-demand: end after so long with nothing to do.",
+)  # fmt: skip
+@click.option("--alerts", metavar="FILE", type=click.Path(dir_okay=False), help="A site's alerts, for runs that match (SIMSPOOL_ALERTS).")
 @common
-def run(settings: Settings) -> int:
-    """Serve the spool until SIGTERM or SIGINT; the spool is made where there is none."""
+def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None) -> int:
+    """Serve the spool until SIGTERM or SIGINT; the spool is made where there is none (not on demand: a script has made it)."""
+    from simspool.agent.alerts.site import SiteFile
     from simspool.agent.app import Agent, agent_config
+    from simspool.agent.service.notify import Notifier
+    from simspool.sdk.config import Graces
 
-    spool = settings.open_spool(create=True)
-    config = agent_config(spool, settings.server_url, settings.server_token)
+    if on_demand:
+        settle()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # tails and pidfds of many runs; nothing here uses select()
+    sys.setswitchinterval(_SWITCH)
+    manager = Notifier.from_environment(os.environ)
+    if manager.watchdog:
+        faulthandler.enable()  # the watchdog's SIGABRT leaves every thread's stack in the journal
+    spool = settings.open_spool(create=not on_demand)
+    found = settings.config.graces
+    config = agent_config(spool, settings.server_url, settings.server_token, Graces(found.answer, found.callback, found.term))
+    alerts = alerts or settings.config.alerts
+    alerts = alerts and os.path.abspath(alerts)
+    if on_demand:
+        os.chdir("/")  # the settings are those of the script's folder; the folder itself is not to be held
 
     def report(text: str) -> None:
         if settings.json:
             output.echo_json({"time": datetime.now(UTC).isoformat(), "message": text})
             sys.stdout.flush()
         else:
-            output.note(text)
+            output.note(stamped(text) if on_demand else text)
 
     async def serve() -> None:
         stop = asyncio.Event()
@@ -42,21 +70,51 @@ def run(settings: Settings) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
-            agent = Agent(config, report=report)
+            agent = Agent(config, report=report, on_demand=on_demand)
+            if alerts:
+                agent.site = site = SiteFile(alerts, report, lenient=on_demand)  # a script's agent is better than none
+                loop.add_signal_handler(signal.SIGHUP, site.read_again)
+            asked = False
             give_up = loop.time() + _PATIENCE
             while not stop.is_set():
                 try:
                     await stack.enter_async_context(agent)
                     break
-                except Locked:  # a status or a sync lets go of the spool; an agent that serves it does not
-                    if api_path(spool) is not None or loop.time() > give_up:
+                except Locked:  # a status or a sync lets go of the spool; an agent that serves it does not, unless a script started it
+                    if on_demand and serving_agent(spool.path) is not None:
+                        return
+                    asked = asked or (not on_demand and replace(spool))
+                    if on_demand and (loop.time() > give_up or is_elsewhere(spool)):
+                        note_start(spool, serves=False)
+                        return
+                    if (api_path(spool) is not None and not asked) or loop.time() > give_up:
                         raise
                     await asyncio.sleep(0.1)
             if stop.is_set():
                 return
-            await agent.serve(stop, ready=lambda: report(f"serving {spool.path}" + (f", draining to {config.url}" if config.url else "")))
+
+            def ready() -> None:
+                report(f"serving {spool.path}" + (f", draining to {config.url}" if config.url else ""))
+                if on_demand:
+                    note_start(spool, serves=True)
+                    watch = asyncio.create_task(IdleEnd(agent, idle_end, report).watch(stop))
+                    watch.add_done_callback(lambda _: stop.set())
+                    stack.push_async_callback(_cancel, watch)
+                if manager.is_there:
+                    manager.ready(agent.doing())
+                    stack.push_async_callback(_cancel, asyncio.create_task(manager.feed(agent.progress, agent.doing, report)))
+
+            try:
+                await agent.serve(stop, ready=ready)
+            finally:
+                manager.stopping()
         report("stopped")
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve())
     return ExitCode.OK
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -56,16 +57,8 @@ class Settings:
         return self.config.server_token
 
     def _token_in_file(self) -> str | None:
-        if self.token_file is None:
-            return None
-        try:
-            with open(self.token_file, encoding="ascii") as f:
-                token = f.read(_TOKEN_LIMIT).strip()
-        except (OSError, UnicodeError) as error:
-            raise CommandError(ExitCode.USAGE, f"cannot read the token in {self.token_file}: {error}") from None
-        if not token or len(token.split()) != 1:
-            raise CommandError(ExitCode.USAGE, f"{self.token_file} holds no token: one word is expected, as `agent serve` writes it")
-        return token
+        path = self.token_file or _credential()
+        return None if path is None else read_token(path)
 
     def open_spool(self, *, create: bool = False) -> Spool:
         """Open the spool. Raises InvalidSpool or NewerFormat, and CommandError when the disk refuses."""
@@ -74,6 +67,29 @@ class Settings:
         except OSError as error:
             what = error.strerror or error
             raise CommandError(ExitCode.SPOOL_UNUSABLE, f"cannot use the spool {self.spool_dir}: {what}") from None
+
+
+def read_token(path: str) -> str:
+    """Return the token in a file. Raises CommandError for a file that cannot be read or holds no token."""
+    try:
+        with open(path, encoding="ascii") as f:
+            token = f.read(_TOKEN_LIMIT).strip()
+    except (OSError, UnicodeError) as error:
+        raise CommandError(ExitCode.USAGE, f"cannot read the token in {path}: {error}") from None
+    if not token or len(token.split()) != 1:
+        raise CommandError(ExitCode.USAGE, f"{path} holds no token: one word is expected, as `agent serve` writes it")
+    return token
+
+
+def _credential() -> str | None:
+    """Return the file of the token that systemd gave this service, or None."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return None
+    from simspool.agent.service.unit import CREDENTIAL
+
+    path = os.path.join(folder, CREDENTIAL)
+    return path if os.path.exists(path) else None
 
 
 def common(function: Callable[Concatenate[Settings, P], R]) -> Callable[P, R]:

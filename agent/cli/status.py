@@ -32,7 +32,8 @@ def status(settings: Settings) -> int:
     if agent is None:
         running = "not running: `agent sync` sends what waits, `agent run` keeps sending"
     else:
-        running = f"running (pid {agent['pid']}), {agent['drain']}" + (f" to {agent['url']}" if agent["url"] else "")
+        how = ", on demand" if agent.get("on_demand") else ""
+        running = f"running (pid {agent['pid']}{how}), {agent['drain']}" + (f" to {agent['url']}" if agent["url"] else "")
     runs = dict(body["runs"])
     total = runs.pop("total")
     lines: list[tuple[str, object]] = [
@@ -91,7 +92,8 @@ def show(settings: Settings, run: str) -> int:
         return ExitCode.OK
     records = body["records"]
     lines: list[tuple[str, object]] = [
-        ("id", body["id"]), ("name", body["name"]), ("status", body["status"]), ("folder", body["folder"]),
+        ("id", body["id"]), ("name", body["name"]), ("status", body["status"]), ("reason", body["reason"]),
+        ("folder", body["folder"]),
         ("description", body["description"]), ("tags", ", ".join(body["tags"]) or None),
         ("started", _time(body["created"])), ("ended", _time(body["ended"])),
         ("records", f"{records['recorded']} recorded, {records['acknowledged']} acknowledged"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -12,6 +13,7 @@ from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.store import is_damage
 from simspool.agent.clock import Clock
 from simspool.agent.journal import Journal
+from simspool.agent.progress import Progress
 from simspool.agent.targets.port import Limits, Poison, Range, Refused, Target, TooLarge, Unreachable, Verdict
 from simspool.spool import Spool
 
@@ -21,8 +23,9 @@ from .uploads import Uploads
 
 T = TypeVar("T")
 Worker = Callable[..., Awaitable[Any]]
-_SENDERS, _UPLOADERS = 2, 6
-_REFUSED_PAUSE, _HEARTBEAT = 30.0, 30.0
+_UPLOADERS = 6
+_REFUSED_PAUSE, _HEARTBEAT, _LOOK_AGAIN = 30.0, 30.0, 5.0  # seconds
+_SESSION, _RECORDS, _BLOBS, _HEARTBEATS = "drain", ("drain: records 1", "drain: records 2"), "drain: files", "drain: heartbeats"
 
 
 class Drain:
@@ -34,11 +37,14 @@ class Drain:
     def __init__(
         self, spool: Spool, catalog: Catalog, journal: Journal, target: Target, clock: Clock, worker: Worker,
         *, runs: Collection[str] | None = None, backoff: Backoff | None = None, live_runs: Callable[[], list[str]] | None = None,
+        progress: Progress | None = None, flagged: Callable[[str, dict[str, dict[str, Any]]], None] | None = None,
     ) -> None:  # fmt: skip
         self._spool, self._catalog, self._journal, self._target, self._clock, self._worker = spool, catalog, journal, target, clock, worker
         self._runs = runs
         self._backoff = backoff or Backoff()
         self._live_runs = live_runs
+        self._progress = progress or Progress()
+        self._flagged = flagged
         self._wake = asyncio.Event()
         self._retry_now = asyncio.Event()
         self._settled = asyncio.Event()
@@ -74,6 +80,7 @@ class Drain:
         """Drain for ever. Ends only by cancellation, or by an error that nobody foresaw."""
         while True:
             floor = 0.0
+            self._progress.turn(_SESSION)
             try:
                 await self._session()
             except Unreachable as error:
@@ -90,6 +97,7 @@ class Drain:
             self.floor = floor
             self.attempts += 1
             self._settled.set()
+            self._progress.turn(_SESSION, pause)
             await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:
@@ -112,10 +120,11 @@ class Drain:
         batches.delivered = self.delivered
         uploads = Uploads(self._spool, self._catalog, self._journal, server, self._runs)
         self.state = "draining"
+        self._progress.end(_SESSION)  # from here on, each of its parts by itself
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(_SENDERS):
-                    group.create_task(self._send_records(batches))
+                for name in _RECORDS:
+                    group.create_task(self._send_records(batches, name))
                 group.create_task(self._send_blobs(uploads, limits))
                 if self._live_runs is not None:
                     group.create_task(self._send_heartbeats())
@@ -128,20 +137,24 @@ class Drain:
                 if found is not None:
                     raise _first(found) from None
             raise
+        finally:
+            for name in (*_RECORDS, _BLOBS, _HEARTBEATS):
+                self._progress.end(name)
 
     def _note_server(self, server: str) -> None:
         with self._catalog.transaction() as db:
             db.execute("INSERT OR REPLACE INTO servers(url, server, seen) VALUES (?,?,?)", (self._target.url, server, time.time()))
 
-    async def _send_records(self, batches: Batches) -> None:
+    async def _send_records(self, batches: Batches, name: str) -> None:
         while True:
+            self._progress.turn(name)
             self._wake.clear()
             batch: Batch | None = await self._worker(batches.take)
             if batch is None:
-                await self._idle()
+                await self._idle(name)
                 continue
             try:
-                verdicts = await self._send(batch.ranges, batches)
+                verdicts = await self._send(batch.ranges, batches, name)
             except BaseException:
                 batches.release(batch)
                 raise
@@ -152,19 +165,21 @@ class Drain:
             self._backoff.succeeded()
             self._settled.set()
 
-    async def _idle(self) -> None:
+    async def _idle(self, name: str) -> None:
         """Wait for news; look again now and then, for what was put off."""
+        self._progress.turn(name, _LOOK_AGAIN)
         try:
-            async with asyncio.timeout(5.0):  # not wait_for, which may swallow a cancellation
+            async with asyncio.timeout(_LOOK_AGAIN):  # not wait_for, which may swallow a cancellation
                 await self._wake.wait()
         except TimeoutError:
             return
 
-    async def _send(self, ranges: list[Range], batches: Batches) -> list[Verdict]:
+    async def _send(self, ranges: list[Range], batches: Batches, name: str) -> list[Verdict]:
         """Send ranges, in smaller requests where the target cannot take them at once; one bad range does not stop the others.
 
         Returns nothing when a single range is too large and can be cut smaller.
         """
+        self._progress.turn(name)
         try:
             return await self._target.send(ranges)
         except TooLarge as error:
@@ -174,15 +189,16 @@ class Drain:
             if len(ranges) == 1:
                 return [Verdict("permanent", reason=str(error))]
         middle = len(ranges) // 2
-        before = await self._send(ranges[:middle], batches)
-        after = await self._send(ranges[middle:], batches) if before else []
+        before = await self._send(ranges[:middle], batches, name)
+        after = await self._send(ranges[middle:], batches, name) if before else []
         return before + after if after else []
 
     async def _send_blobs(self, uploads: Uploads, limits: Limits) -> None:
         while True:
+            self._progress.turn(_BLOBS)
             waiting: list[tuple[str, str]] = await self._worker(uploads.waiting)
             if not waiting:
-                await self._idle()
+                await self._idle(_BLOBS)
                 continue
             missing = set(await self._target.missing([d for d, _ in waiting]))
             known = [d for d, _ in waiting if d not in missing]
@@ -200,6 +216,7 @@ class Drain:
 
         async def one_after_another() -> None:
             for digest, run in todo:
+                self._progress.turn(_BLOBS, math.inf)  # a large file takes hours; the target's own time limit on each block watches it
                 path = await self._worker(uploads.path, digest, run)
                 if path is None:
                     gone = f"the bytes of a file of run {run} are gone from the spool: restore them from a copy"
@@ -247,9 +264,13 @@ class Drain:
     async def _send_heartbeats(self) -> None:
         assert self._live_runs is not None
         while True:
+            self._progress.turn(_HEARTBEATS)
             runs: list[str] = await self._worker(self._live_runs)
             if runs:
-                await self._target.heartbeat(dict.fromkeys(runs, self._clock.wall()))
+                flags = await self._target.heartbeat(dict.fromkeys(runs, self._clock.wall()))
+                if flags and self._flagged is not None:
+                    await self._worker(self._flagged, self.server, flags)
+            self._progress.turn(_HEARTBEATS, _HEARTBEAT)
             await self._clock.sleep(_HEARTBEAT)
 
 

@@ -175,9 +175,11 @@ class EmbeddedTarget:
                 raise
         return None if status in {200, 201} else f"the server says {status}: {_text(value.get('detail'))[:300]}"
 
-    async def heartbeat(self, runs: dict[str, float]) -> None:
+    async def heartbeat(self, runs: dict[str, float]) -> dict[str, dict[str, Any]]:
         """See Target."""
-        await self._call("POST", "/state", json={"runs": {run: {"heartbeat": at} for run, at in runs.items()}})
+        _, value = await self._call("POST", "/state", json={"runs": {run: {"heartbeat": at} for run, at in runs.items()}})
+        flags = value.get("abort")
+        return {run: flag for run, flag in flags.items() if run in runs and isinstance(flag, dict)} if isinstance(flags, dict) else {}
 
     async def close(self) -> None:
         """See Target."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Unreachable(Exception):
@@ -88,8 +88,11 @@ class Target(Protocol):
     async def put(self, digest: str, path: str) -> str | None:
         """Send a blob's bytes; None when the target has them, else the reason why it never will."""
 
-    async def heartbeat(self, runs: dict[str, float]) -> None:
-        """Tell which runs live, with the wall time (s) at which that was seen."""
+    async def heartbeat(self, runs: dict[str, float]) -> dict[str, dict[str, Any]]:
+        """Tell which runs live, with the wall time (s) at which that was seen.
+
+        Returns the abort flags that are up, by run: {"reason", "at"?, "writers"?}, as docs/drain-protocol.md has them.
+        """
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -231,7 +231,7 @@ def test_a_dead_writer_that_cannot_be_declared_lost_is_tried_again(spool: Spool,
     ingest.read()
     ingest.read()
     with monkeypatch.context() as patch:
-        patch.setattr("simspool.agent.ingest.ingest.declare_survivor", lambda *_: "No space left on device")
+        patch.setattr("simspool.agent.survivors.Survivors.declare", lambda *_: "No space left on device")
         assert ingest.bury() == 0
         assert set(ingest.problems) == {run, good}
     ingest.read()

@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home and working folder, with a spool and no server."""
-    for name in [n for n in os.environ if n.startswith(("SIMSPOOL_", "SIMVUE_", "XDG_"))]:
+    for name in [n for n in os.environ if n != "SIMSPOOL_AGENT" and n.startswith(("SIMSPOOL_", "SIMVUE_", "XDG_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))

@@ -122,6 +122,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "agent/ingest/wake.py": {"unlink"},  # its own socket
     "agent/journal/journal.py": {"rmtree"},  # journal segments that a checkpoint made obsolete
     "agent/retention.py": {"rmtree"},  # a pruned run, after its receipts and its journaled prune
+    "agent/service/manager.py": {"rmdir"},  # folders of its own in /etc, once they are empty
     "agent/server/blobstore.py": {"replace", "fsync", "unlink"},  # the server's own blobs
     "agent/server/identity.py": {"replace", "fsync"},  # the server's own token and secret
 }

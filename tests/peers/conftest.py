@@ -19,7 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 
 @pytest.fixture(autouse=True)
 def _environment(tmp_path: Path, server: RealServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("SIMSPOOL_", "SIMVUE_"))]:
+    for name in [n for n in os.environ if n != "SIMSPOOL_AGENT" and n.startswith(("SIMSPOOL_", "SIMVUE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))
     monkeypatch.setenv("SIMSPOOL_STATE", str(tmp_path / "state"))

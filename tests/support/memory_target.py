@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from simspool.agent.targets.port import Limits, Range, Verdict
 
@@ -60,8 +61,9 @@ class MemoryTarget:
         self.blobs.add(digest)
         return None
 
-    async def heartbeat(self, runs: dict[str, float]) -> None:
+    async def heartbeat(self, runs: dict[str, float]) -> dict[str, dict[str, Any]]:
         self.beats.append(runs)
+        return {}
 
     async def close(self) -> None:
         pass
