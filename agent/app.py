@@ -264,7 +264,8 @@ class Agent:
         def find() -> list[str]:
             return unjudged(self.catalog, ended=ended, site=self.site)
 
-        runs = await self.work(find)
+        watch = self.watch
+        runs = [run for run in await self.work(find) if watch is None or not watch.follows(run)]
         return await asyncio.to_thread(judge_afterwards, self.spool, runs, self.notes, _Acts(self), self.site, self.report) if runs else 0
 
     async def _watch_processes(self, loop: IngestLoop) -> None:

@@ -39,7 +39,7 @@ class AgentAddress:
             path, pid, ticks = "", 0, 0
         usable = isinstance(path, str) and isinstance(pid, int) and 0 < len(os.fsencode(path)) <= _LONGEST
         found = process.start_ticks(pid) if usable else None
-        self.path, self.pid = (path, pid) if found is not None and found[0] == ticks else ("", 0)
+        self.path, self.pid = (path, pid) if found is not None and found[0] == ticks and found[1] not in "ZX" else ("", 0)
         return self.path
 
 

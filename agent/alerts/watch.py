@@ -90,6 +90,10 @@ class Watch:
         """Return the writers that have not ended."""
         return self._live
 
+    def follows(self, run: str) -> bool:
+        """Say whether a run is being watched."""
+        return run in self._runs
+
     def site_changed(self, site: SiteRules | None) -> None:
         """The site has other rules now."""
         self._site, self._site_changed = site, True
