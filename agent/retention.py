@@ -26,16 +26,17 @@ class Retention:
 
     def eligible(self, server: str) -> list[str]:
         """Return complete runs of which this server has every record and blob, the last receipt older than the grace."""
+        before = time.time() - self._grace
         rows = self._catalog.rows(
             "SELECT r.id FROM runs r WHERE r.complete = 1"
-            " AND NOT EXISTS (SELECT 1 FROM writers w LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?1"
+            " AND NOT EXISTS (SELECT 1 FROM writers w LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?"
             "                 WHERE w.run = r.id AND w.sequence > 1"
-            "                 AND (c.mark IS NULL OR c.mark < w.sequence - 1 OR c.blocked IS NOT NULL OR c.at > ?2))"
-            " AND NOT EXISTS (SELECT 1 FROM artifacts a LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ?1"
-            "                 WHERE a.run = r.id AND (u.state IS NULL OR u.state != 'stored' OR u.at > ?2))"
+            "                 AND (c.mark IS NULL OR c.mark < w.sequence - 1 OR c.blocked IS NOT NULL OR c.at > ?))"
+            " AND NOT EXISTS (SELECT 1 FROM artifacts a LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ?"
+            "                 WHERE a.run = r.id AND (u.state IS NULL OR u.state != 'stored' OR u.at > ?))"
             " AND NOT EXISTS (SELECT 1 FROM damage d JOIN writers w ON w.id = d.writer WHERE w.run = r.id)"
-            " AND NOT EXISTS (SELECT 1 FROM refused f JOIN writers w ON w.id = f.writer WHERE w.run = r.id AND f.server = ?1)",
-            (server, time.time() - self._grace),
+            " AND NOT EXISTS (SELECT 1 FROM refused f JOIN writers w ON w.id = f.writer WHERE w.run = r.id AND f.server = ?)",
+            (server, before, server, before, server),
         )
         return [r for (r,) in rows if os.path.isdir(os.path.join(self._spool.runs, r))]
 

@@ -214,7 +214,7 @@ class Ingest:
 
     def _forget(self, db: sqlite3.Connection, run: str) -> None:
         """Somebody deleted a run's folder: what is not there is not in the catalog. Receipts stay."""
-        where = "writer IN (SELECT id FROM writers WHERE run = ?1)"
+        where = "writer IN (SELECT id FROM writers WHERE run = ?)"
         if db.execute("SELECT 1 FROM pruned WHERE run = ?", (run,)).fetchone():
             self._pruned.add(run)
             return
@@ -318,8 +318,8 @@ class Ingest:
                 self._isolate(changed)
             raise _Poison from error
         db.executemany(
-            "UPDATE runs SET complete = NOT EXISTS (SELECT 1 FROM writers WHERE run = ?1 AND complete = 0) WHERE id = ?1",
-            [(run,) for run in dict.fromkeys(f.run for f in done)],
+            "UPDATE runs SET complete = NOT EXISTS (SELECT 1 FROM writers WHERE run = ? AND complete = 0) WHERE id = ?",
+            [(run, run) for run in dict.fromkeys(f.run for f in done)],
         )
         for followed in done:
             self._let_go(followed)

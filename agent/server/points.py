@@ -187,8 +187,8 @@ def fold(db: sqlite3.Connection, limit: int = 32) -> int:
 def _places(db: sqlite3.Connection, run: str, metric: str) -> dict[int, tuple[int, str]]:
     shapes = db.execute(
         "SELECT id, names, types FROM shapes WHERE id IN"
-        " (SELECT shape FROM chunks WHERE run = ?1 UNION SELECT shape FROM buffer WHERE run = ?1)",
-        (run,),
+        " (SELECT shape FROM chunks WHERE run = ? UNION SELECT shape FROM buffer WHERE run = ?)",
+        (run, run),
     )
     out = {}
     for shape, names, types in shapes:

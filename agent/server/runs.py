@@ -258,8 +258,8 @@ def delete(db: sqlite3.Connection, who: Principal, run: str) -> dict[str, str]:
     find(db, who, run, write=True)
     points.forget(db, run)
     own = db.execute(
-        "SELECT artifact FROM run_artifacts WHERE run = ?1 AND artifact NOT IN (SELECT artifact FROM run_artifacts WHERE run <> ?1)",
-        (run,),
+        "SELECT artifact FROM run_artifacts WHERE run = ? AND artifact NOT IN (SELECT artifact FROM run_artifacts WHERE run <> ?)",
+        (run, run),
     ).fetchall()
     for table in ("events", "records", "gaps", "run_alerts", "run_artifacts", "arrays", "run_grids"):
         db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
