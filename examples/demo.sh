@@ -59,7 +59,7 @@ import os, sys
 from simspool.sdk import Client
 run, token = sys.argv[1], open(os.environ["SIMSPOOL_TOKEN_FILE"]).read().strip()
 spool, server = Client(spool=os.environ["SIMSPOOL_DIR"]), Client(server_url=os.environ["SIMSPOOL_URL"], server_token=token)
-names = sorted(spool.get_metrics_names(run))
+names = sorted(n for n in spool.get_metrics_names(run) if not n.startswith("resources/"))
 counts = []
 for client in (spool, server):
     values = client.get_metric_values(names, run_ids=[run])
