@@ -165,6 +165,20 @@ def test_an_alert_that_another_process_adds_judges_from_then_on(start_agent: Any
     assert agree(judge(folder(run)))
 
 
+def test_resources_are_judged_like_any_metric(start_agent: Any, spool_dir: Path) -> None:
+    start_agent()
+    run = watch_run()
+    run.config(disable_resources_metrics=False, resources_metrics_interval=1)
+    run.create_alert("disk", rule="is above", metric="resources/disk.left", threshold=0, aggregation="at least one")
+    run.create_alert("memory", rule="is below", metric="resources/memory.left", threshold=1, window=2)
+    # the agent's samples are a stream of the host; those that the script took before are one of its writer
+    wait_for(lambda: any("host" in body["stream"] for body in judge(folder(run)).recorded.values()), 30)
+    run.close()
+    wait_for(lambda: judge(folder(run)).watched)
+    assert agree(judge(folder(run)))
+    assert set(recorded(run)) == {("disk", "firing")}
+
+
 def test_a_stopped_agent_has_lost_nothing_when_it_goes_on(start_agent: Any, spool_dir: Path) -> None:
     agent = start_agent()
     run = watch_run()
