@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from simspool.agent.catalog.store import place_key
 from simspool.sdk.config import Graces
 from simspool.spool import Spool
-from simspool.spool.process import this_host
+from simspool.spool.agent_address import address_file
 
 DAY = 86400.0
 _SUN_PATH = 107  # bytes of a unix socket's path
@@ -53,5 +53,4 @@ def runtime_folder(spool: Spool) -> str | None:
 
 def host_file(spool: Spool) -> str:
     """Return where this host's agent tells scripts and commands how to reach it."""
-    here = this_host()
-    return os.path.join(spool.agent, "hosts", f"{here.name}-{here.pid_namespace}.json")
+    return address_file(spool.path)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simspool.spool import atomic, process
+from simspool.spool.agent_address import address_stem, living_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -113,26 +114,15 @@ class ServingAgent:
 
 def serving_agent(spool_path: str) -> ServingAgent | None:
     """Return the agent that serves a spool on this host, None when there is none that lives."""
-    try:
-        known = atomic.read_json(f"{_host_path(spool_path)}.json")
-        pid, ticks, on_demand = known["pid"], known["start_ticks"], known.get("on_demand")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    found = process.start_ticks(pid) if isinstance(pid, int) else None
-    lives = found is not None and found[0] == ticks and found[1] not in "ZX"
-    return ServingAgent(pid, ticks, on_demand is True) if lives else None
-
-
-def _host_path(spool_path: str) -> str:
-    host = process.this_host()
-    return os.path.join(spool_path, "agent", "hosts", f"{host.name}-{host.pid_namespace}")
+    known = living_agent(spool_path)
+    return None if known is None else ServingAgent(known["pid"], known["start_ticks"], known.get("on_demand") is True)
 
 
 class StartNote:
     """When an agent was last started for a spool on this host, and when one may be started again."""
 
     def __init__(self, spool_path: str) -> None:
-        self._path = f"{_host_path(spool_path)}.start"
+        self._path = f"{address_stem(spool_path)}.start"
         self._boot = process.this_host().boot_id.hex()
         self._fd = -1
 

@@ -10,7 +10,8 @@ import os
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING
 
-from simspool.spool import Writer, atomic, ids, process
+from simspool.spool import Writer, ids
+from simspool.spool.agent_address import living_agent
 
 from . import keeper
 
@@ -26,20 +27,17 @@ class AgentAddress:
     """Where this host's agent listens, as of the last `look`: `path` is empty, and `pid` 0, while there is none."""
 
     def __init__(self, spool_path: str) -> None:
-        host = process.this_host()
-        self._file = os.path.join(spool_path, "agent", "hosts", f"{host.name}-{host.pid_namespace}.json")
+        self._spool_path = spool_path
         self.path, self.pid = "", 0
 
     def look(self) -> str:
         """Return the path of the agent's bell, empty when no agent lives."""
-        try:
-            known = atomic.read_json(self._file)
-            path, pid, ticks = known["bell"], known["pid"], known["start_ticks"]
-        except (OSError, ValueError, KeyError, TypeError):
-            path, pid, ticks = "", 0, 0
-        usable = isinstance(path, str) and isinstance(pid, int) and 0 < len(os.fsencode(path)) <= _LONGEST
-        found = process.start_ticks(pid) if usable else None
-        self.path, self.pid = (path, pid) if found is not None and found[0] == ticks and found[1] not in "ZX" else ("", 0)
+        known = living_agent(self._spool_path) or {}
+        path = known.get("bell")
+        if isinstance(path, str) and 0 < len(os.fsencode(path)) <= _LONGEST:
+            self.path, self.pid = path, known["pid"]
+        else:
+            self.path, self.pid = "", 0
         return self.path
 
 

@@ -5,11 +5,11 @@ Of these, the one with the oldest writer samples for all where no agent does. Th
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from simspool.spool import RunFolder, SpoolError, atomic, layout
-from simspool.spool.process import is_alive, start_ticks, this_host
+from simspool.spool import RunFolder, SpoolError, layout
+from simspool.spool.agent_address import living_agent
+from simspool.spool.process import is_alive
 from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
 
 
@@ -24,16 +24,9 @@ class SamplingAgent:
 
 def sampling_agent(spool_path: str) -> SamplingAgent | None:
     """Return the agent that serves a spool on this host and PID namespace and takes samples; None when none lives."""
-    host = this_host()
-    try:
-        known = atomic.read_json(os.path.join(spool_path, "agent", "hosts", f"{host.name}-{host.pid_namespace}.json"))
-        agent = SamplingAgent(known["pid"], known["start_ticks"], known["samples_from"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not all(isinstance(n, int) for n in (agent.pid, agent.start_ticks, agent.samples_from)):
-        return None
-    found = start_ticks(agent.pid)
-    return agent if found is not None and found[0] == agent.start_ticks else None
+    known = living_agent(spool_path) or {}
+    samples_from = known.get("samples_from")
+    return SamplingAgent(known["pid"], known["start_ticks"], samples_from) if isinstance(samples_from, int) else None
 
 
 class Peers:
