@@ -53,7 +53,7 @@ class RunNotes:
                 self.last_error = "the run was deleted"
                 return None
             try:
-                writer = Writer(folder.writers, ids.from_text(run), durability=Durability.INTERVAL, origin=_origin(folder.info()))
+                writer = Writer(folder.writers, ids.from_text(run), durability=Durability.INTERVAL, origin=Origin.of_run(folder.info()))
             except (OSError, InvalidRecord) as error:
                 self.last_error = str(error)
                 return None
@@ -82,11 +82,3 @@ class RunNotes:
         """Close everything."""
         for run in list(self._writers):
             self.release(run)
-
-
-def _origin(info: Mapping[str, Any]) -> Origin | None:
-    found = info.get("origin")
-    try:
-        return Origin(int(found["wall"]), int(found["boot"]), bytes.fromhex(found["boot_id"])) if isinstance(found, dict) else None
-    except (KeyError, TypeError, ValueError):
-        return None

@@ -187,7 +187,7 @@ class Run(Aborting, Alerting, Saving):
         spool = open_spool(config.spool_dir)
         run_id = spool.find_run(check.check_text("run id", wanted))
         info = spool.run(run_id).info()
-        origin = _origin_of(info) or Origin.now()
+        origin = Origin.of_run(info) or Origin.now()
         self._begin(run_id, str(info.get("name") or ""), "/", "running", origin.boot)
         body: dict[str, Any] = {"reason": reason, "rank": rank} if rank is not None else {"reason": reason}
         body |= _scheduler()
@@ -578,11 +578,3 @@ def _shell_vars(patterns: set[str]) -> dict[str, str]:
     import fnmatch
 
     return {f"shell.{k}": v for k, v in sorted(os.environ.items()) if any(fnmatch.fnmatchcase(k, p) for p in patterns)}
-
-
-def _origin_of(info: Mapping[str, Any]) -> Origin | None:
-    found = info.get("origin")
-    try:
-        return Origin(int(found["wall"]), int(found["boot"]), bytes.fromhex(found["boot_id"])) if isinstance(found, dict) else None
-    except (KeyError, TypeError, ValueError):
-        return None

@@ -57,6 +57,15 @@ class Origin(NamedTuple):
     boot_id: bytes
 
     @classmethod
+    def of_run(cls, info: Mapping[str, Any]) -> Origin | None:
+        """Return the origin that run.json's content names; None when it names none."""
+        found = info.get("origin")
+        try:
+            return cls(int(found["wall"]), int(found["boot"]), bytes.fromhex(found["boot_id"])) if isinstance(found, dict) else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @classmethod
     def now(cls) -> Origin:
         """Return an origin at this moment."""
         boot, wall = clocks()
