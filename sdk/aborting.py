@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -11,34 +11,17 @@ from simspool.spool import Drop, InvalidRecord, Kind, Writer
 
 from . import validation as check
 from .errors import MISTAKES
-from .recording import Recording
+from .part import Part
 
 
-class Aborting(ABC):
-    """Asking for an abort, and being aborted. What Run adds to this: its writer, and what it makes of a mistake."""
+class Aborting(Part):
+    """Asking for an abort, and being aborted."""
 
     abort_callback: Callable[[Any], None] | None
-    _recording: Recording | None
     _writer: Writer | None
     _options: dict[str, Any]
     _abort_requested: bool
     _aborted: bool
-
-    @abstractmethod
-    def _ready(self, what: str) -> Writer | None:
-        """Return the writer to record with, None when nothing is to be recorded (then `_default` is the answer)."""
-
-    @abstractmethod
-    def _default(self) -> bool:
-        """Return what a call returns that records nothing."""
-
-    @abstractmethod
-    def _mistake(self, error: Exception) -> bool:
-        """Raise the caller's mistake, or go dormant with it and return False."""
-
-    @abstractmethod
-    def _record(self, kind: Kind, body: dict[str, Any]) -> bool:
-        """Record a body; False for a drop that was counted."""
 
     @abstractmethod
     def _close_aborted(self, reason: str) -> None:

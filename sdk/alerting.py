@@ -7,14 +7,14 @@ refuses that file does not keep the alert from being recorded.
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
-from simspool.spool import InvalidRecord, Kind, Writer, control
+from simspool.spool import InvalidRecord, Kind, control
 
 from . import validation as check
 from .errors import MISTAKES, AlertNotFound
-from .recording import Recording
+from .part import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,29 +28,12 @@ Aggregation = Literal["average", "sum", "at least one", "all"]
 Notification = Literal["none", "email"]
 
 
-class Alerting(ABC):
-    """Defining alerts. What Run adds to this: its writer, its mode, and what it makes of a mistake."""
+class Alerting(Part):
+    """Defining alerts, and setting their states."""
 
-    _recording: Recording | None
     _mode: str
     _alerts: dict[str, dict[str, Any]]
     _defined: dict[str, dict[str, Any]]
-
-    @abstractmethod
-    def _ready(self, what: str) -> Writer | None:
-        """Return the writer to record with, None when nothing is to be recorded (then `_default` is the answer)."""
-
-    @abstractmethod
-    def _default(self) -> bool:
-        """Return what a call returns that records nothing."""
-
-    @abstractmethod
-    def _mistake(self, error: Exception) -> bool:
-        """Raise the caller's mistake, or go dormant with it and return False."""
-
-    @abstractmethod
-    def _record(self, kind: Kind, body: dict[str, Any]) -> bool:
-        """Record a body; False for a drop that was counted."""
 
     @abstractmethod
     def _request_abort(self, reason: str, *, alert: str | None = None, sticky: bool = False) -> bool:

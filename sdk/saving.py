@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,7 @@ from simspool.spool import Drop, InvalidRecord, RunFolder, Spool, UnreadableFile
 from . import validation as check
 from .errors import MISTAKES
 from .notice import say
-from .recording import Recording
+from .part import Part
 
 if TYPE_CHECKING:
     from simspool.spool.blobs import Blob
@@ -21,23 +20,10 @@ if TYPE_CHECKING:
 Category = Literal["input", "output", "code"]
 
 
-class Saving(ABC):
-    """Saving files and objects. What Run adds to this: its writer, and what it makes of a mistake."""
+class Saving(Part):
+    """Saving files and objects."""
 
-    _recording: Recording | None
     _writer: Writer | None
-
-    @abstractmethod
-    def _ready(self, what: str) -> Writer | None:
-        """Return the writer to record with, None when nothing is to be recorded (then `_default` is the answer)."""
-
-    @abstractmethod
-    def _default(self) -> bool:
-        """Return what a call returns that records nothing."""
-
-    @abstractmethod
-    def _mistake(self, error: Exception) -> bool:
-        """Raise the caller's mistake, or go dormant with it and return False."""
 
     def save_file(
         self,
