@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,3 +168,56 @@ class Stream:
             reason += f" (it changed {MOST_DECISIONS} times: no more is decided here)"
         name = decision_id(line.run, rule.id, self.key, state, self._trigger)
         line.decided.append(Decision(name, line.run, rule, state, self.key, at, self._trigger, inputs, reason, line.cursor))
+
+
+class TimedStream(Stream, ABC):
+    """A stream of records that are judged as they come, or, with a `frequency`, at its multiples.
+
+    `since` (run seconds) and `after` (sequence) bound which records count.
+    """
+
+    def __init__(self, rule: Rule, key: Mapping[str, str], line: Timeline, since: float, after: int) -> None:
+        super().__init__(rule, key, line)
+        self.since, self.after = since, after
+        self._evaluate_at = _FOREVER
+
+    @property
+    def next_due(self) -> float:
+        """See Stream."""
+        return min(self.due, self._evaluate_at)
+
+    def advance(self, now: float) -> None:
+        """See Stream; also judges at the multiples of `frequency` that are over."""
+        if self._evaluate_at < now:
+            self._evaluate()
+        while self.due < now:
+            super().advance(now)
+
+    def pause(self, moment: float) -> None:
+        """See Stream; what is to be judged at this very moment is."""
+        if self._evaluate_at <= moment:
+            self._evaluate()
+        super().pause(moment)
+        self._evaluate_at = _FOREVER
+
+    def _arrive(self, moment: float) -> None:
+        """Before a record is taken in: what is due by then happens. A record at a multiple belongs to the next one."""
+        if self._evaluate_at <= moment:
+            self._evaluate()
+        if self.due < moment:
+            self.advance(moment)
+
+    def _judge_later(self, frequency: float, moment: float) -> None:
+        """Have what came at `moment` judged at the next multiple."""
+        if self._evaluate_at == _FOREVER:
+            self._evaluate_at = next_multiple(frequency, moment)
+            self._line.wake = min(self._line.wake, self._evaluate_at)
+
+    def _evaluate(self) -> None:
+        at, self._evaluate_at = self._evaluate_at, _FOREVER
+        self.advance(at)
+        self._judge_at(at)
+
+    @abstractmethod
+    def _judge_at(self, at: float) -> None:
+        """Judge what has come since the last multiple."""

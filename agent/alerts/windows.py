@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from itertools import count
 from typing import Any
 
-from .decisions import Stream, Timeline, next_multiple
+from .decisions import TimedStream, Timeline
 from .rules import RATE_RULES, Rule
 
 MOST_POINTS = 100_000
@@ -53,64 +54,39 @@ def exact_sum(values: list[float]) -> float:
         return _INF if exact > 0 else -_INF
 
 
-class PointStream(Stream):
-    """A stream that points of one metric come to. `since` (run seconds) and `after` (sequence) bound which."""
+class PointStream(TimedStream):
+    """A stream that points of one metric come to."""
 
-    def __init__(self, rule: Rule, key: Mapping[str, str], line: Timeline, since: float, after: int) -> None:
-        super().__init__(rule, key, line)
-        self.since, self.after = since, after
-        self._evaluate_at = _INF
-        self._trigger_last = ("", 0)
-
-    @property
-    def next_due(self) -> float:
-        """The next moment at which time alone may change something."""
-        return min(self.due, self._evaluate_at)
+    _trigger_last = ("", 0)
 
     def point(self, moment: float, time: float, value: float, trigger: tuple[str, int]) -> None:
         """Take a point in."""
         if moment < self.since or trigger[1] <= self.after or self.ended:
             return
-        if self._evaluate_at <= moment:
-            self._evaluate(self._evaluate_at)
-        if self.due < moment:
-            self.advance(moment)
+        if self._evaluate_at <= moment or self.due < moment:
+            self._arrive(moment)
         frequency = self.rule.frequency
         if frequency is None:
             self._take(moment, time, value, trigger)
-            return
-        self._keep(time, value)
-        self._trigger_last = trigger
-        if self._evaluate_at == _INF:
-            self._evaluate_at = next_multiple(frequency, moment)
-            self._line.wake = min(self._line.wake, self._evaluate_at)
+        else:
+            self._keep(time, value)
+            self._trigger_last = trigger
+            self._judge_later(frequency, moment)
 
-    def advance(self, now: float) -> None:
-        """See Stream; also judges at the multiples of `frequency` that are over."""
-        if self._evaluate_at < now:
-            self._evaluate(self._evaluate_at)
-        super().advance(now)
-
-    def _evaluate(self, at: float) -> None:
-        self._evaluate_at = _INF
-        super().advance(at)
+    def _judge_at(self, at: float) -> None:
         self._judge_last(at, self._trigger_last)
 
-    def pause(self, moment: float) -> None:
-        """See Stream; what is to be judged at this very moment is."""
-        if self._evaluate_at <= moment:
-            self._evaluate(self._evaluate_at)
-        super().pause(moment)
-        self._evaluate_at = _INF
-
+    @abstractmethod
     def _take(self, moment: float, time: float, value: float, trigger: tuple[str, int]) -> None:
-        raise NotImplementedError
+        """Take a point in, and judge it."""
 
+    @abstractmethod
     def _keep(self, time: float, value: float) -> None:
-        raise NotImplementedError
+        """Take a point in, to be judged later."""
 
+    @abstractmethod
     def _judge_last(self, at: float, trigger: tuple[str, int]) -> None:
-        raise NotImplementedError
+        """Judge the point that was kept last."""
 
 
 class FiniteStream(PointStream):
