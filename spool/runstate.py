@@ -49,7 +49,7 @@ def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int,
         if body.get("status") in STATUSES:
             _set_status(state, body["status"], body.get("reason"), stamp)
     elif kind == Kind.ATTACH:
-        _open_writer(state, stamp, str(body.get("reason") or "attach"), body.get("rank"))
+        _open_writer(state, stamp, role_of(kind, body), body.get("rank"))
     elif kind == Kind.METADATA:
         _merge(state["metadata"], body.get("set"), stamp)
     elif kind == Kind.CONFIG:
@@ -92,6 +92,13 @@ def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int,
                 entry["survivor"] = stamp
                 entry["status"] = _final(body.get("status"), "lost")
                 _set_reason(entry, body)
+
+
+def role_of(kind: int, body: Mapping[str, Any] | None) -> str:
+    """Return as what a writer opened the run, by its first record: creator, attach, reconnect, fork, re-entrant or agent."""
+    if kind == Kind.RUN:
+        return "creator"
+    return str((body or {}).get("reason") or "attach") if kind == Kind.ATTACH else "attach"
 
 
 def _set_reason(entry: dict[str, Any], body: Mapping[str, Any]) -> None:

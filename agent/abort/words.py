@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from simspool.spool import Chunk, Kind, RunFolder, SpoolError, Tail, layout
+from simspool.spool import Chunk, Kind, RunFolder, SpoolError, Tail, layout, runstate
 from simspool.spool.control import open_writers
 from simspool.spool.frames import Record
 from simspool.spool.process import is_alive, this_host
@@ -47,10 +47,8 @@ class Told:
             self.closed = True
         elif body is None:
             return
-        elif record.kind == Kind.RUN:
-            self.role = "creator"
-        elif record.kind == Kind.ATTACH and not self.role:
-            self.role = str(body.get("reason") or "attach")
+        elif record.kind == Kind.RUN or (record.kind == Kind.ATTACH and not self.role):
+            self.role = runstate.role_of(record.kind, body)
         elif record.kind == Kind.ABORT:
             self.words.append(Word(self.writer, record.boot_ns, body))
         elif record.kind == Kind.CONFIG and isinstance(body.get("set"), dict):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from simspool.spool import DamagedSegment, Kind, NewerFormat, RunFolder, Tail
+from simspool.spool import DamagedSegment, Kind, NewerFormat, RunFolder, Tail, runstate
 from simspool.spool.frames import BOOT, MetricBatch, Record
 from simspool.spool.process import is_alive, this_host
 from simspool.spool.segment_header import SegmentHeader
@@ -43,13 +43,6 @@ class Judged:
         """Recorded decisions, of rules that were judged, that were not made again."""
         made = {d.id for d in self.decisions}
         return [b for i, b in self.recorded.items() if i not in made and b.get("rule") in self.rules.rules]
-
-
-def role_of(record: Record) -> str:
-    """Return the role that a writer's first record says."""
-    if record.kind == Kind.RUN:
-        return "creator"
-    return str((record.body or {}).get("reason") or "attach") if record.kind == Kind.ATTACH else "attach"
 
 
 def moment_of(header: SegmentHeader, item: MetricBatch | Record) -> float:
@@ -92,7 +85,7 @@ class _Source:
                         self.header = chunk.header
                         for item in chunk.items:
                             if first and isinstance(item, Record):
-                                self.role = role_of(item)
+                                self.role = runstate.role_of(item.kind, item.body)
                             first = False
                             yield from _pieces(item)
                 except (NewerFormat, DamagedSegment, OSError) as error:

@@ -18,7 +18,7 @@ from simspool.spool.segment_header import SegmentHeader
 
 from .decisions import Decision
 from .engine import RunRules
-from .replay import role_of, run_now
+from .replay import run_now
 
 SLACK = 0.25  # seconds that a record may need from its moment into its segment, where time alone decides
 _SLICE = 4 << 20
@@ -114,7 +114,7 @@ class WatchedRun:
     def _note(self, one: WatchedWriter, record: Record) -> None:
         kind, body = record.kind, record.body
         if not one.role:
-            one.role, self._live_changed = role_of(record), True
+            one.role, self._live_changed = runstate.role_of(kind, body), True
         if body is None:
             return
         assert one.header is not None

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from simspool.spool import Chunk, Kind, Tail, frames
+from simspool.spool import Chunk, Kind, Tail, frames, runstate
 from simspool.spool.frames import MetricBatch, Record
 from simspool.spool.segment_header import SegmentHeader
 
@@ -73,7 +73,7 @@ class Followed:
                     self.closed = True
                     self.drops = json.dumps((part.body or {}).get("drops") or {})
                 elif part.kind in {Kind.RUN, Kind.ATTACH} and self.role is None:
-                    self.role = "creator" if part.kind == Kind.RUN else str((part.body or {}).get("reason") or "attach")
+                    self.role = runstate.role_of(part.kind, part.body)
             else:
                 self.chain = frames.extend_chain_gap(self.chain, part[1] - part[0] + 1)
         if chunk.last >= chunk.first:
