@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_state import own_state  # noqa: F401 - autouse
 
 from simspool.agent.abort.follow import RunFollower
 from simspool.agent.abort.requests import Aborts
@@ -26,17 +27,6 @@ from simspool.spool import Spool, open_spool
 
 VICTIM = Path(__file__).with_name("victim.py")
 FAST = Graces(0.4, 1.0, 0.4)
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIMSPOOL_STATE", str(tmp_path / "state"))
-    runtime = tmp_path / "rt"
-    runtime.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    for name in ("SIMSPOOL_URL", "SIMSPOOL_TOKEN", "SIMSPOOL_DIR", "SIMVUE_URL", "SIMVUE_TOKEN", "SIMSPOOL_RUN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 @pytest.fixture

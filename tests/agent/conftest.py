@@ -9,23 +9,13 @@ from typing import Any
 
 import pytest
 import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a test needs a child process
+from own_state import own_state  # noqa: F401 - autouse
 from real_server import RealServer
 
 from simspool.agent.catalog import Catalog
 from simspool.spool import Spool, open_spool
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the campaign's module
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIMSPOOL_STATE", str(tmp_path / "state"))
-    runtime = tmp_path / "rt"
-    runtime.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    for name in ("SIMSPOOL_URL", "SIMSPOOL_TOKEN", "SIMSPOOL_DIR", "SIMVUE_URL", "SIMVUE_TOKEN", "SIMSPOOL_RUN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)

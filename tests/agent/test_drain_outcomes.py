@@ -27,6 +27,16 @@ from simspool.spool import Durability, Kind, Spool, Writer, ids, layout, segment
 # ---------------------------------------------------------------------- what the spool lacks
 
 
+def take_in(spool: Spool) -> None:
+    """Have everything in the catalog, as an agent leaves it."""
+    catalog = Catalog(catalog_path(spool))
+    ingest = Ingest(spool, catalog)
+    ingest.scan()
+    ingest.read()
+    ingest.close()
+    catalog.close()
+
+
 def test_a_missing_and_a_damaged_blob_end_in_incomplete_at_once_and_the_others_go_on(spool: Spool, tmp_path: Path) -> None:
     digests = []
     for n in range(3):
@@ -70,12 +80,7 @@ def test_a_damaged_blob_is_taken_from_another_run_that_has_a_good_copy(spool: Sp
 
 def test_a_segment_that_vanished_ends_in_incomplete_at_once_and_the_others_go_on(spool: Spool) -> None:
     bad, good = whole(spool, "bad", points=5), whole(spool, "good", points=5)
-    catalog = Catalog(catalog_path(spool))
-    ingest = Ingest(spool, catalog)
-    ingest.scan()
-    ingest.read()
-    ingest.close()
-    catalog.close()
+    take_in(spool)
     [path] = [p for p in layout.walk_files(spool.run(bad).writers) if p.endswith(".seg")]
     os.unlink(path)
     target = MemoryTarget()
@@ -90,12 +95,7 @@ def test_a_segment_that_vanished_ends_in_incomplete_at_once_and_the_others_go_on
 
 def test_a_frame_damaged_after_it_was_taken_in_never_blocks_its_writer_for_good(spool: Spool) -> None:
     run = whole(spool, "bad", points=50)
-    catalog = Catalog(catalog_path(spool))
-    ingest = Ingest(spool, catalog)
-    ingest.scan()
-    ingest.read()
-    ingest.close()
-    catalog.close()
+    take_in(spool)
     [path] = [p for p in layout.walk_files(spool.run(run).writers) if p.endswith(".seg")]
     data = bytearray(Path(path).read_bytes())
     data[2000] ^= 1
