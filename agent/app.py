@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -45,17 +44,16 @@ from .progress import Progress
 from .retention import Retention
 from .sampling.sampler import NEVER, Sampler
 from .survivors import ProcessWatch
-from .sync import Goals, Selection, SyncReport
+from .sync import Selection, SyncReport
+from .syncing import Syncing
 from .targets.embedded import EmbeddedTarget
 from .targets.port import Refused, Target
 
 T = TypeVar("T")
 Report = Callable[[str], None]
 
-_ATTEMPTS, _STALL = 4, 20.0
 _WORKER = "worker thread"
 _IDLE = 10.0  # seconds: longer than any thread beside it waits when there is nothing to do
-_LONGEST_WAIT = 60.0  # seconds that a sync without a timeout waits because the server asks for it
 
 
 class Agent:
@@ -72,7 +70,7 @@ class Agent:
         self.config, self.spool = config, config.spool
         self.clock: Clock = clock or SystemClock()
         self.report = report
-        self._target, self._backoff = target, backoff
+        self.target, self._backoff = target, backoff
         self._lock = SpoolLock(self.spool)
         self._executor: ThreadPoolExecutor | None = None
         self.drain: Drain | None = None
@@ -126,8 +124,8 @@ class Agent:
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if self._target is not None:
-                await self._target.close()
+            if self.target is not None:
+                await self.target.close()
         finally:
             try:
                 await self.work(self._close)
@@ -164,18 +162,18 @@ class Agent:
     def _worker_turn(self) -> None:
         self.progress.turn(_WORKER)
 
-    def _make_drain(self, runs: Collection[str] | None, *, heartbeats: bool) -> Drain | None:
-        if self._target is None:
+    def make_drain(self, runs: Collection[str] | None, *, heartbeats: bool) -> Drain | None:
+        if self.target is None:
             if not self.config.url:
                 return None
             try:
-                self._target = EmbeddedTarget(self.config.url, self.config.token or "")
+                self.target = EmbeddedTarget(self.config.url, self.config.token or "")
             except Refused as error:
                 self.target_problem = str(error)
                 return None
         live = self.ingest.live_runs if heartbeats else None
         return Drain(
-            self.spool, self.catalog, self.journal, self._target, self.clock, self.work, runs=runs, backoff=self._backoff, live_runs=live,
+            self.spool, self.catalog, self.journal, self.target, self.clock, self.work, runs=runs, backoff=self._backoff, live_runs=live,
             progress=self.progress, flagged=self._flagged,
         )  # fmt: skip
 
@@ -201,7 +199,7 @@ class Agent:
         problem = watch.start()
         if problem:
             self.report(problem)
-        self.drain = self._make_drain(None, heartbeats=True)
+        self.drain = self.make_drain(None, heartbeats=True)
         if self.drain is None:
             self.report(self.target_problem or "no server is configured: recording is watched, nothing is sent (SIMSPOOL_URL, --url)")
         network = NetworkWatch(self._network_changed)
@@ -219,7 +217,7 @@ class Agent:
             await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
-                    self._ended(task)
+                    self.check(task)
         finally:
             housekeeping.stop()
             self.withdraw()
@@ -293,7 +291,7 @@ class Agent:
             return f"{following}, {self.target_problem or 'no server is configured'}"
         return f"{following}, {self.drain.state}" + (f": {self.drain.problem}" if self.drain.problem else "")
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def check(self, task: asyncio.Task[None]) -> None:
         """A loop that ended by itself ended by an error: the agent stops with it, and whoever supervises it starts it again."""
         error = task.exception()
         if error is not None and is_damage(error):
@@ -371,126 +369,7 @@ class Agent:
         Works beside `serve` of the same agent, or alone. An unreachable server ends it after a few attempts, or, with a timeout (s) or
         when `patient`, at the timeout. Raises RunNotFound for a selected run that is not there.
         """
-        report = SyncReport(url=self.config.url or "")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        progress(report)
-        await self._ingest_all(report, progress)
-        if self.watch is None and await self.judge_the_rest(ended=False):
-            await self._ingest_all(report, progress)
-        runs = await self.work((selection or Selection()).resolve, self.catalog, self.spool)
-        newer = self.ingest.newer if runs is None else self.ingest.newer.intersection(runs)
-        report.problems.update({run: self.ingest.problems[run] for run in newer if run in self.ingest.problems})
-        goals = await self.work(Goals, self.catalog, runs)
-        report.live_runs = len(set(await self.work(self.ingest.live_runs)) & goals.runs)
-        served = self.drain is not None
-        drain = self.drain or self._make_drain(runs, heartbeats=False)
-        if drain is None:
-            report.state, report.problem = (
-                "no-target",
-                self.target_problem or "no server is configured: set SIMSPOOL_URL and SIMSPOOL_TOKEN, or --url and --token-file",
-            )
-            if self.target_problem:
-                report.state = "refused"
-            report.records = report.records_left = goals.records
-            report.runs, report.files = len(goals.runs), len(goals.digests)
-            return report
-        following = asyncio.create_task(
-            self._follow_drain(drain, goals, report, deadline, progress, patient=patient or timeout is not None)
-        )
-        tasks = [following] if served else [following, asyncio.create_task(drain.run())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    self._ended(task)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if report.state == "done" and newer:
-            report.state = "newer-format"
-        return report
-
-    async def _ingest_all(self, report: SyncReport, progress: Callable[[SyncReport], None]) -> None:
-        """Take in everything that is in the spool now, the last words of dead writers included."""
-        for _ in range(3):
-            await self.work(self.ingest.scan)
-            while True:
-                found = await self.work(self.ingest.read)
-                report.records += found.records
-                progress(report)
-                if not found.more:
-                    break
-            await self.work(self.ingest.read)  # a second look tells who is silent
-            if not await self.work(self.ingest.bury):
-                return
-
-    async def _follow_drain(
-        self,
-        drain: Drain,
-        goals: Goals,
-        report: SyncReport,
-        deadline: float | None,
-        progress: Callable[[SyncReport], None],
-        *,
-        patient: bool,
-    ) -> None:
-        before = replace(drain.delivered)
-        attempts = drain.attempts
-        report.state = "draining"
-        drain.wake()
-        drain.retry()  # whatever it waits for: somebody wants it now
-        last, moved, kicked = -1, time.monotonic(), 0
-        while True:
-            began = time.monotonic()
-            server = drain.server or await self.work(self._known_server)
-            done = await self.work(goals.measure, server, report) if server else not (goals.marks or goals.digests)
-            if not server:
-                report.runs, report.records, report.files = len(goals.runs), goals.records, len(goals.digests)
-                report.records_left, report.files_left = goals.records, len(goals.digests)
-                goals.left = {*goals.marks, *goals.digests}
-            d = drain.delivered
-            report.sent_records, report.sent_bytes = d.records - before.records, d.bytes - before.bytes
-            report.sent_files, report.sent_file_bytes = d.blobs - before.blobs, d.blob_bytes - before.blob_bytes
-            report.known_files = d.known_blobs - before.known_blobs
-            report.problem = drain.problem
-            report.problems.update(goals.concerns(d.problems))
-            failures = drain.attempts - attempts if drain.failures else 0
-            if done and (drain.server or failures):
-                report.state = "done"
-                return
-            now = time.monotonic()
-            if report.records_left + report.files_left != last:
-                last, moved = report.records_left + report.files_left, now
-            state = self._verdict(drain, goals, failures, now - moved, deadline, patient=patient)
-            if state:
-                report.state = state
-                return
-            progress(report)
-            await drain.wait_for_change(0.25)
-            if failures > kicked and not drain.floor:  # a running agent may be in a long backoff
-                kicked = failures
-                await asyncio.sleep(0.25 * 2.0**failures if failures < _ATTEMPTS else 0)
-                drain.retry()
-            await asyncio.sleep(min(3 * (now - began), 0.5))  # a look costs time that the drain needs
-
-    def _verdict(self, drain: Drain, goals: Goals, failures: int, stalled: float, deadline: float | None, *, patient: bool) -> str:
-        """Return the state that ends a sync which is not done, or nothing while it may go on."""
-        if drain.refused and failures:
-            return "refused"
-        if goals.left and goals.left <= drain.delivered.lacking:
-            return "incomplete"
-        if deadline is not None and time.monotonic() >= deadline:
-            return "unreachable" if drain.failures else "timeout"
-        if not patient and (failures >= _ATTEMPTS or (failures and drain.floor > _LONGEST_WAIT)):
-            return "unreachable"
-        if stalled > _STALL and not drain.failures and drain.delivered.problems and not patient:
-            return "incomplete"
-        return ""
-
-    def _known_server(self) -> str:
-        row = self.catalog.one("SELECT server FROM servers WHERE url = ?", (self._target.url if self._target else "",))
-        return str(row[0]) if row else ""
+        return await Syncing(self, timeout, progress, patient=patient).run(selection or Selection())
 
 
 class _Acts:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from simspool.spool import Kind, runstate
 from simspool.spool.segment_header import SegmentHeader
 
 
@@ -14,7 +15,8 @@ class LiveWriter:
     """A writer that has not ended, as far as its records tell; its process may have died a moment ago.
 
     `role`: creator, attach, reconnect, fork, re-entrant. `options`: the run's options, as the SDK's `config` recorded them.
-    `foreign`: the processes that `set_pid` named, as their records have them.
+    `processes`: those that `set_pid` named and `add_process` started and that have not ended, as their records have them.
+    `answers`: whether the process can hear an abort request; one for which another process opened the run (`agent log run`) cannot.
     """
 
     run: str
@@ -22,8 +24,38 @@ class LiveWriter:
     role: str
     header: SegmentHeader
     options: Mapping[str, Any]
-    foreign: tuple[Mapping[str, Any], ...] = ()
+    processes: tuple[Mapping[str, Any], ...] = ()
+    answers: bool = True
 
 
 LiveWriters = Callable[[], list[LiveWriter]]
 """Returns the writers that are live now. Safe to call from any thread; cheap enough for once a second."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What a writer's records say of its process: fold them in with `take`, in their order."""
+
+    role: str = ""
+    answers: bool = True
+    processes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def take(self, kind: int, body: Mapping[str, Any] | None) -> None:
+        """Take a record."""
+        if not self.role:
+            self.role = runstate.role_of(kind, body)
+            self.answers = not (body or {}).get("proxy")
+        if body is None:
+            return
+        if kind == Kind.PROCESS_START:
+            self.processes[_key(body)] = body
+        elif kind == Kind.PROCESS_EXIT:
+            self.processes.pop(_key(body), None)
+
+    def live(self, run: str, writer: str, header: SegmentHeader, options: Mapping[str, Any]) -> LiveWriter:
+        """Return it as a live writer."""
+        return LiveWriter(run, writer, self.role, header, options, tuple(self.processes.values()), self.answers)
+
+
+def _key(body: Mapping[str, Any]) -> str:
+    return f"{body.get('pid')}:{body.get('start_ticks')}"  # text: an odd body may hold anything

@@ -8,6 +8,8 @@ simspool.toml, then what
   the `simvue` package would use: SIMVUE_URL and SIMVUE_TOKEN, simvue.toml, simvue.ini, ~/.simvue.ini.
 - whether an agent is started where none serves the spool: the argument, SIMSPOOL_AGENT, `[agent] start` in simspool.toml; "auto" or "off".
 - a file of alerts for all runs: `agent run --alerts`, SIMSPOOL_ALERTS, `[agent] alerts` in simspool.toml (docs/alerts.md).
+- the country whose electricity counts for emissions (ISO 3166, "DEU"): SIMSPOOL_COUNTRY, `[emissions] country` in simspool.toml.
+- whom the agent tells of alerts: the `[notify]` table of simspool.toml (docs/notifications.md).
 - graces of an abort: `[abort] answer_grace, callback_grace, term_grace` in simspool.toml, in seconds.
 - defaults of `Run.init`: `[run] name, description, tags, folder, metadata, mode` in simspool.toml, else in simvue.toml.
 
@@ -44,8 +46,9 @@ class Graces:
 class Config:
     """The settings in force. The token is never shown by `repr`.
 
-    `segments`: "mapped", "file" or None (by file system). `agent`: "auto" or "off". `alerts`: the file of a site's alerts. `sources`
-    tells per setting where it came from; `notes` what was found and could not be used.
+    `segments`: "mapped", "file" or None (by file system). `agent`: "auto" or "off". `alerts`: the file of a site's alerts. `country`: three
+    letters, or None. `notify`: the table as it is in the file. `sources` tells per setting where it came from; `notes` what was found and
+    could not be used.
     """
 
     spool_dir: str
@@ -56,6 +59,8 @@ class Config:
     agent: str = "auto"
     alerts: str | None = None
     graces: Graces = Graces()
+    country: str | None = None
+    notify: Mapping[str, Any] = field(default_factory=dict)
     run_defaults: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -112,6 +117,10 @@ def load_config(
         (env.get("SIMSPOOL_ALERTS"), "SIMSPOOL_ALERTS"), (_beside(own_path, look.own_text("agent", "alerts"), home), own_path)
     )
 
+    country, sources["country"] = look.first(
+        (env.get("SIMSPOOL_COUNTRY"), "SIMSPOOL_COUNTRY"), (look.own_text("emissions", "country"), own_path)
+    )
+
     foreign = _Foreign(start, home, notes)
     url, sources["url"] = look.first(
         (server_url, "argument"),
@@ -140,6 +149,8 @@ def load_config(
         agent=start_agent or "auto",
         alerts=os.path.abspath(_expand(alerts, home)) if alerts else None,
         graces=look.graces(),
+        country=country,
+        notify=look.table("notify"),
         run_defaults={k: defaults[k] for k in _RUN_KEYS if k in defaults} if isinstance(defaults, dict) else {},
         sources={k: v for k, v in sources.items() if v},
         notes=tuple(notes),
@@ -164,6 +175,13 @@ class _Lookup:
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"[{section}] {key} in {self._own_path} must be text, not {value!r}")
         return value
+
+    def table(self, section: str) -> Mapping[str, Any]:
+        """Return a table of simspool.toml."""
+        found = self._own.get(section, {})
+        if not isinstance(found, dict):
+            raise ConfigError(f"[{section}] in {self._own_path} must be a table, not {found!r}")
+        return found
 
     def graces(self) -> Graces:
         """Return the `[abort]` table of simspool.toml."""

@@ -34,6 +34,8 @@ class Kind(IntEnum):
     PROCESS_EXIT = 33
     CONFIG = 34
     ABORT = 35
+    INBOX = 36
+    NOTIFICATION = 37
     CLOSE = 40
     SURVIVOR = 41
     INTENT = 48

@@ -17,6 +17,7 @@ _BADNESS = {"completed": 0, "lost": 1, "terminated": 2, "failed": 3}
 _REASON = 2000  # characters
 _UNSEEN = 1 << 63  # the sequence of a writer of which only others have told
 _IMPLICIT = frozenset({"fork", "re-entrant"})
+AGENTS = frozenset({"agent", "inbox"})  # roles of writers that an agent opened: no run waits for them
 _ALERT_KINDS = frozenset({Kind.ALERT, Kind.ALERT_STATE, Kind.DECISION})
 FOLDED_KINDS = _ALERT_KINDS | {Kind.RUN, Kind.ATTACH, Kind.METADATA, Kind.TAGS, Kind.STATUS, Kind.CONFIG, Kind.CLOSE, Kind.SURVIVOR}
 MOST_ALERTS = 1000  # of one run; of more, those whose names come first
@@ -95,7 +96,7 @@ def apply(state: dict[str, Any], writer: str, seq: int, kind: int, wall_ns: int,
 
 
 def role_of(kind: int, body: Mapping[str, Any] | None) -> str:
-    """Return as what a writer opened the run, by its first record: creator, attach, reconnect, fork, re-entrant or agent."""
+    """Return as what a writer opened the run, by its first record: creator, attach, reconnect, fork, re-entrant, agent or inbox."""
     if kind == Kind.RUN:
         return "creator"
     return str((body or {}).get("reason") or "attach") if kind == Kind.ATTACH else "attach"
@@ -234,14 +235,14 @@ def is_judged(state: Mapping[str, Any]) -> bool:
 
 def _current_writers(state: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
     """Return when the current life of the run began (the last reconnect), and the writers that count in it: not agents'."""
-    writers = [w for w in state["writers"].values() if w["as"] != "agent"]
+    writers = [w for w in state["writers"].values() if w["as"] not in AGENTS]
     since = max((w["opened"] for w in writers if w["as"] == "reconnect"), default=0)
     return since, [w for w in writers if w["opened"] >= since or not is_ended(w)]
 
 
 def is_ended(writer: Mapping[str, Any]) -> bool:
     """Say whether a writer (an entry of `state["writers"]`) has closed or was found dead; an agent's own never counts as open."""
-    return "closed" in writer or "survivor" in writer or writer.get("as") == "agent"
+    return "closed" in writer or "survivor" in writer or writer.get("as") in AGENTS
 
 
 def ended(state: Mapping[str, Any]) -> bool:
@@ -297,7 +298,7 @@ def finished(state: Mapping[str, Any]) -> int | None:
     if not ended(state):
         return None
     writers = list(state["writers"].values())
-    return max(_ended_at(w) for w in [w for w in writers if w["as"] != "agent"] or writers)
+    return max(_ended_at(w) for w in [w for w in writers if w["as"] not in AGENTS] or writers)
 
 
 def _ended_at(writer: Mapping[str, Any]) -> int:

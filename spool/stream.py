@@ -80,6 +80,7 @@ class Opening(NamedTuple):
     durability: Durability
     origin: Origin
     rank: int | None
+    holder: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -280,10 +281,10 @@ class Stream:
         boot, wall = clocks()
         origin = opening.origin
         origin_boot = origin.boot if origin.boot_id == host.boot_id and any(host.boot_id) else boot - (wall - origin.wall)
-        pid = os.getpid()
+        pid, ticks = opening.holder or (os.getpid(), (start_ticks(os.getpid()) or (0, ""))[0])
         return SegmentHeader(
             writer=self.id, run=opening.run, number=number, first=self.seq + 1, durability=opening.durability, pid=pid,
-            start_ticks=(start_ticks(pid) or (0, ""))[0], anchor_boot=boot, anchor_wall=wall, origin_boot=origin_boot,
+            start_ticks=ticks, anchor_boot=boot, anchor_wall=wall, origin_boot=origin_boot,
             pid_namespace=host.pid_namespace, boot_id=host.boot_id, uid=os.geteuid(), rank=opening.rank, host=host.name,
             machine=host.machine,
         )  # fmt: skip

@@ -53,6 +53,8 @@ class Writer:
     `folder` is the run's `w` folder. The caller's own mistakes raise InvalidRecord and record nothing; nothing else raises.
     `maintain` is to be called about once a second from another thread, or never: it only takes work off the callers.
     `check_name` sees each metric name of a new shape and raises InvalidRecord for what the caller's dialect does not allow.
+    `holder` (pid, start ticks) is another process of this host for whose life the writer stands: whoever makes it records what is to be
+    said in its name and goes, without closing it.
     `on_record` is the doorbell, called after a record, for metrics at most every `ring_every` ns.
     """
 
@@ -69,6 +71,7 @@ class Writer:
         on_record: Callable[[], None] | None = None,
         ring_every: int = 2_000_000,
         check_name: Callable[[str], None] | None = None,
+        holder: tuple[int, int] | None = None,
     ) -> None:
         self.run, self.durability, self.rank = run, durability, rank
         self.origin = origin or Origin.now()
@@ -80,7 +83,7 @@ class Writer:
         self._checked: set[tuple[Any, ...]] = set()
         self._side: Writer | None = None
         self._restarts: dict[int, Any] = {}
-        self._opening = Opening(folder, run, durability, self.origin, rank)
+        self._opening = Opening(folder, run, durability, self.origin, rank, holder)
         self._stream = Stream(self._opening, mapped)
 
     @property

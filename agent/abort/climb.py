@@ -17,7 +17,7 @@ from simspool.sdk.process_tree import Process, is_gone
 from simspool.spool.control import AbortRequest
 from simspool.spool.process import is_alive
 
-from .members import Members, foreign_process, is_protected
+from .members import Members, is_protected, named_process
 from .steps import Word, as_told, mode_of
 
 Note = Callable[[str, dict[str, Any]], None]
@@ -57,7 +57,8 @@ class Climb:
         self.step = Step.ASKED
         self._header, self._graces = first.header, graces
         self._floor = now + floor
-        self._due = max(now + graces.answer - elapsed, self._floor)
+        self._answers = first.answers
+        self._due = max(now + graces.answer - elapsed, self._floor) if first.answers else now
         self._note, self._report, self._look = note, report, look
         self._mode = mode_of(first.options)
         self._writers = {w.writer: w for w in writers}
@@ -155,7 +156,8 @@ class Climb:
             self._give_up(now)
 
     def _give_up(self, now: float) -> None:
-        self._note("unanswered", {"pid": self.process.pid})
+        if self._answers:
+            self._note("unanswered", {"pid": self.process.pid})
         self._begin_to_stop(now)
 
     def _hear_from_disk(self, now: float, *, only_done: bool = False) -> bool:
@@ -170,12 +172,12 @@ class Climb:
         return self.step is not before
 
     def _left(self) -> list[Process]:
-        """Return what lives of the tree and of the processes of `set_pid`."""
-        self._members.grow(self._foreign())
+        """Return what lives of the tree and of the run's own processes."""
+        self._members.grow(self._processes())
         return self._members.left()
 
-    def _foreign(self) -> list[Process]:
-        found = (foreign_process(body) for w in self._writers.values() for body in w.foreign)
+    def _processes(self) -> list[Process]:
+        found = (named_process(body) for w in self._writers.values() for body in w.processes)
         return [p for p in found if p is not None and not is_protected(p)]
 
     def _begin_to_stop(self, now: float) -> None:
@@ -183,8 +185,8 @@ class Climb:
         if self._mode == "ignore":
             self.step = Step.OVER
             return
-        foreign = self._foreign()
-        roots = list(foreign)
+        named = self._processes()
+        roots = list(named)
         if self._mode != "run" and not is_gone(self.process):
             if is_protected(self.process):
                 self._refused(self.process)
@@ -201,7 +203,7 @@ class Climb:
             tree = [[p.pid, p.start_ticks] for p in left[:_TREE]]
             whose = {"pid": self.process.pid} if self.process in left else {"pid": left[0].pid, "of": self.process.pid}
             self._note("signalled", {**whose, "tree": tree, **body})  # before the signal: who finds the process gone, finds why
-        for process in foreign[:_MANY]:
+        for process in named[:_MANY]:
             if process in left:
                 self._note("signalled", {"pid": process.pid, **body})
         asked = self._members.ask([p for p in left if p != self.process] + [p for p in left if p == self.process])

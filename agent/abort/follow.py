@@ -44,7 +44,7 @@ class RunFollower:
         for told in scripts:
             options |= told.options
         return [
-            LiveWriter(self.run.id, told.writer, told.role, told.header, options, tuple(told.foreign.values()))
+            told.standing.live(self.run.id, told.writer, told.header, options)
             for told in scripts
             if told.header is not None and not told.closed
         ]

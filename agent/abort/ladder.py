@@ -20,6 +20,7 @@ from simspool.sdk.config import Graces
 from simspool.spool import Kind, Spool
 from simspool.spool.control import AbortRequest, put_request, requests
 from simspool.spool.process import this_host
+from simspool.spool.runstate import AGENTS
 
 from .climb import Climb, Step
 from .steps import Word
@@ -117,7 +118,7 @@ class Ladder:
         live = self._live()  # before the words: who is not live any more has said what it said
         by_run: dict[str, list[LiveWriter]] = {}
         for writer in live:
-            if writer.role != "agent":
+            if writer.role not in AGENTS:
                 by_run.setdefault(writer.run, []).append(writer)
         asked = self._empty_inbox()
         now = time.monotonic()
@@ -250,7 +251,7 @@ class Ladder:
         self._record(writer.run, request, state, more)
         key = ("", "", writer.header.pid, writer.header.start_ticks)
         if state in {"signalled", "killed"} and more.get("pid") == writer.header.pid:
-            for other in {w.run for w in self._live() if _is_of(key, w) and w.role != "agent"} - {writer.run}:
+            for other in {w.run for w in self._live() if _is_of(key, w) and w.role not in AGENTS} - {writer.run}:
                 self._record(other, request, state, {**more, "run": writer.run})
 
     def _record(self, run: str, request: AbortRequest, state: str, more: Mapping[str, Any]) -> None:

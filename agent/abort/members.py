@@ -69,8 +69,8 @@ def is_protected(process: Process) -> bool:
     return process.pid in protected()
 
 
-def foreign_process(body: Mapping[str, Any]) -> Process | None:
-    """Return the process that a script named by `set_pid`, None for one of another host, boot or PID namespace."""
+def named_process(body: Mapping[str, Any]) -> Process | None:
+    """Return the process that `set_pid` named or `add_process` started, None for one of another host, boot or PID namespace."""
     here = this_host()
     pid, ticks = body.get("pid"), body.get("start_ticks")
     if not isinstance(pid, int) or not isinstance(ticks, int) or pid <= 1 or not any(here.boot_id):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from simspool.agent.live import Standing
 from simspool.spool import Chunk, Kind, RunFolder, SpoolError, Tail, layout, runstate
 from simspool.spool.control import open_writers
 from simspool.spool.frames import Record
@@ -27,12 +28,11 @@ class Told:
     """What a writer's records say: as what it was opened, whether it has closed, and its words about aborts."""
 
     writer: str
-    role: str = ""
+    standing: Standing = field(default_factory=Standing)
     header: SegmentHeader | None = None
     closed: bool = False
     words: list[Word] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-    foreign: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
 
     def take_all(self, chunk: Chunk) -> None:
         """Take in what a read found."""
@@ -43,25 +43,25 @@ class Told:
 
     def _take(self, record: Record) -> None:
         body = record.body
+        self.standing.take(record.kind, body)
         if record.kind == Kind.CLOSE:
             self.closed = True
         elif body is None:
             return
-        elif record.kind == Kind.RUN or (record.kind == Kind.ATTACH and not self.role):
-            self.role = runstate.role_of(record.kind, body)
         elif record.kind == Kind.ABORT:
             self.words.append(Word(self.writer, record.boot_ns, body))
         elif record.kind == Kind.CONFIG and isinstance(body.get("set"), dict):
             self.options |= body["set"]
-        elif record.kind == Kind.PROCESS_START and body.get("foreign"):
-            self.foreign[str(body.get("pid")), str(body.get("start_ticks"))] = body
-        elif record.kind == Kind.PROCESS_EXIT:
-            self.foreign.pop((str(body.get("pid")), str(body.get("start_ticks"))), None)
+
+    @property
+    def role(self) -> str:
+        """As what it was opened; empty before its first record was read."""
+        return self.standing.role
 
     @property
     def is_script(self) -> bool:
         """Whether a script's process wrote it, and not an agent."""
-        return self.role != "agent"
+        return self.role not in runstate.AGENTS
 
 
 def tell(run: RunFolder, writer: str, *, since: int = 0) -> Told:
@@ -116,6 +116,6 @@ def openings(run: RunFolder) -> dict[str, SegmentHeader | None]:
     found: dict[str, SegmentHeader | None] = {}
     for writer in open_writers(run):
         header = next((h for s in reversed(layout.segments(run.writer(writer))) if (h := _header(s.path)) is not None), None)
-        if (header is None or is_alive(header) is not False) and role_of(run, writer) != "agent":
+        if (header is None or is_alive(header) is not False) and role_of(run, writer) not in runstate.AGENTS:
             found[writer] = header
     return found

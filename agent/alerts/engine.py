@@ -12,6 +12,7 @@ from typing import Any
 
 from simspool.spool import Kind
 from simspool.spool.frames import BOOT, HAS_TIME, HAS_TIMESTAMP, SEQ, STEP, MetricBatch, Record
+from simspool.spool.runstate import AGENTS
 from simspool.spool.segment_header import SegmentHeader
 
 from .decisions import Decision, Stream, Timeline
@@ -116,7 +117,7 @@ class RunRules:
     def _watch_progress(self, rule: Rule) -> None:
         stream = self._progress[rule.id] = ProgressStream(rule, self._line, rule.since or 0.0)
         for name, writer in self._writers.items():
-            if writer.role == "agent":
+            if writer.role in AGENTS:
                 continue
             stream.opened(writer.opened, name)
             if writer.ended:
@@ -154,7 +155,7 @@ class RunRules:
     def _open(self, writer: _Writer, writer_id: str, moment: float) -> None:
         if writer.opened == _INF:
             writer.opened = moment
-            if writer.role != "agent":
+            if writer.role not in AGENTS:
                 self._hosts.opened(moment, writer_id)
                 for stream in self._progress.values():
                     stream.opened(moment, writer_id)
@@ -299,7 +300,7 @@ class RunRules:
         writer.ended, writer.last = True, max(writer.last, at)
         for stream in [*writer.streams.values(), *writer.events]:
             stream.end(at)
-        if writer.role == "agent":
+        if writer.role in AGENTS:
             return
         self._hosts.closed(at, writer_id)
         for progress in self._progress.values():
@@ -308,7 +309,7 @@ class RunRules:
     @property
     def over(self) -> bool:
         """Whether all writers but the agents' have ended (and there was one)."""
-        writers = [w for w in self._writers.values() if w.role != "agent"]
+        writers = [w for w in self._writers.values() if w.role not in AGENTS]
         return bool(writers) and all(w.ended for w in writers)
 
     def knows(self, name: str) -> bool:

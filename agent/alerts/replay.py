@@ -149,7 +149,7 @@ def _judge(run: RunFolder, known: list[Rule], *, only: bool, now: float | None) 
                 rules.tick(heap[0][0])
         judged.decisions += rules.take()
     if now is None:
-        live = [s.header for s in sources if s.role != "agent" and s.header is not None and is_alive(s.header)]
+        live = [s.header for s in sources if s.role not in runstate.AGENTS and s.header is not None and is_alive(s.header)]
         now = math.inf if rules.over else run_now(live[0]) if live else last
     rules.tick(now)
     judged.decisions += rules.take()

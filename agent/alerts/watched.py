@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from simspool.agent.live import LiveWriter
+from simspool.agent.live import LiveWriter, Standing
 from simspool.agent.notes import RunNotes
 from simspool.spool import DamagedSegment, Kind, NewerFormat, Spool, Tail, runstate
 from simspool.spool.frames import Record
@@ -26,7 +26,7 @@ _GONE = 2.0  # seconds after the end during which a run is still looked at
 _FOLDED = frozenset({Kind.RUN, Kind.ATTACH, Kind.METADATA, Kind.TAGS, Kind.CONFIG, Kind.STATUS})
 
 
-_SAY_WHO_LIVES = frozenset({Kind.CONFIG, Kind.PROCESS_START, Kind.CLOSE, Kind.SURVIVOR})
+_SAY_WHO_LIVES = frozenset({Kind.CONFIG, Kind.PROCESS_START, Kind.PROCESS_EXIT, Kind.CLOSE, Kind.SURVIVOR})
 
 
 class Acts(Protocol):
@@ -49,12 +49,16 @@ class WatchedWriter:
 
     writer: str
     tail: Tail
-    role: str = ""
+    standing: Standing = field(default_factory=Standing)
     header: SegmentHeader | None = None
     sequence: int = 0
     exhausted: bool = False  # read to its end, while the run is caught up with
     closed: bool = False
-    foreign: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def role(self) -> str:
+        """As what it was opened; empty before its first record was read."""
+        return self.standing.role
 
 
 class WatchedRun:
@@ -113,13 +117,12 @@ class WatchedRun:
 
     def _note(self, one: WatchedWriter, record: Record) -> None:
         kind, body = record.kind, record.body
-        if not one.role:
-            one.role, self._live_changed = runstate.role_of(kind, body), True
+        if not one.role or kind in _SAY_WHO_LIVES:
+            one.standing.take(kind, body)
+            self._live_changed = True
         if body is None:
             return
         assert one.header is not None
-        if kind in _SAY_WHO_LIVES:
-            self._live_changed = True
         if kind in _FOLDED:
             runstate.apply(self.state, one.writer, record.seq, kind, one.header.wall_ns(record.boot_ns), body)
             self._changed = True
@@ -133,8 +136,6 @@ class WatchedRun:
         elif kind == Kind.ABORT:
             here = one.header.boot_id == this_host().boot_id
             self._acts.heard(self.id, one.writer, body, record.boot_ns if here else None)
-        elif kind == Kind.PROCESS_START and body.get("foreign") is True:
-            one.foreign.append(body)
         elif kind == Kind.CLOSE:
             one.closed = True
 
@@ -177,14 +178,14 @@ class WatchedRun:
         for one in self.writers.values():
             one.tail.close()
             one.tail = Tail(self._folder.writer(one.writer), self.id)
-            one.foreign, one.exhausted = [], False
+            one.exhausted = False
         self.is_ready = False
 
     # ------------------------------------------------------------------ time
 
     def now(self) -> float | None:
         """The present in run seconds, as the writers' headers let this host know it."""
-        headers = [w.header for w in self.writers.values() if w.header is not None and w.role != "agent"]
+        headers = [w.header for w in self.writers.values() if w.header is not None and w.role not in runstate.AGENTS]
         return max(map(run_now, headers)) if headers else None
 
     def tick(self) -> None:
@@ -208,7 +209,7 @@ class WatchedRun:
             self._notes.record(self.id, Kind.DECISION, {"suspended": span})
 
     def _open(self) -> list[WatchedWriter]:
-        return [w for w in self.writers.values() if w.role != "agent" and not w.closed]
+        return [w for w in self.writers.values() if w.role not in runstate.AGENTS and not w.closed]
 
     # ------------------------------------------------------------------ acting
 
@@ -312,7 +313,7 @@ class WatchedRun:
         options = runstate.config(self.state)
         ended = self.rules.ended_writers()
         return [
-            LiveWriter(self.id, w.writer, w.role, w.header, options, tuple(w.foreign))
+            w.standing.live(self.id, w.writer, w.header, options)
             for w in self.writers.values()
-            if w.header is not None and w.role not in {"", "agent"} and not w.closed and w.writer not in ended
+            if w.header is not None and w.role and w.role not in runstate.AGENTS and not w.closed and w.writer not in ended
         ]

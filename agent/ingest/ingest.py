@@ -18,6 +18,7 @@ from simspool.agent.survivors import Survivors
 from simspool.spool import NewerFormat, Spool, SpoolError, Tail, ids, layout
 from simspool.spool.process import is_alive
 from simspool.spool.reader import read_drop_counts
+from simspool.spool.runstate import AGENTS
 from simspool.spool.segment_header import SegmentHeader
 
 from .durable import Hardener
@@ -130,21 +131,21 @@ class Ingest:
 
     def live_runs(self) -> list[str]:
         """Return the runs with a writer whose process lives: not the agent's own."""
-        return sorted({f.run for f in self._followed.values() if f.header is not None and f.role != "agent" and is_alive(f.header)})
+        return sorted({f.run for f in self._followed.values() if f.header is not None and f.role not in AGENTS and is_alive(f.header)})
 
     def live_writers(self) -> list[LiveWriter]:
         """Return the scripts' writers that have not ended, without their options. Safe to call from any thread."""
         return [
             LiveWriter(f.run, f.writer, f.role, f.header, {})
             for f in list(self._followed.values())
-            if f.header is not None and f.role not in {None, "agent"} and not f.closed
+            if f.header is not None and f.role is not None and f.role not in AGENTS and not f.closed
         ]
 
     def busy_runs(self) -> set[str]:
         """Return the runs with a writer that lives, or that died and is to be closed yet; the agent's own writers do not count, nor does
         what cannot be read.
         """
-        left = (f for f in self._followed.values() if f.role != "agent" and f.writer not in self._bad)
+        left = (f for f in self._followed.values() if f.role not in AGENTS and f.writer not in self._bad)
         return {f.run for f in left if f.header is not None and is_alive(f.header) is not None}
 
     def _follow(
@@ -372,7 +373,7 @@ class Ingest:
                 ended += self._bury(followed)
             elif self._looks % _DROPS_EVERY == 0:
                 self._count_drops(followed)
-        self.survivors.release({f.run for f in self._followed.values() if f.role != "agent"})
+        self.survivors.release({f.run for f in self._followed.values() if f.role not in AGENTS})
         return ended
 
     def _bury(self, followed: Followed) -> bool:
@@ -388,7 +389,7 @@ class Ingest:
                 return False
             if writer in self._bad or (at == (followed.tail.segment, followed.tail.offset) and not followed.tail.complete):
                 return False
-        if not followed.closed and followed.role != "agent":
+        if not followed.closed and followed.role not in AGENTS:
             header = followed.header
             assert header is not None
             state, last = self._summary.state(followed.run), followed.tail.sequence - 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from simspool.agent.abort.members import foreign_process
+from simspool.agent.abort.members import named_process
 from simspool.agent.live import LiveWriter, LiveWriters
 from simspool.sdk.sampling.cgroup import Cgroups
 from simspool.sdk.sampling.host import HostReading, disk_left, read_host
@@ -240,8 +240,8 @@ def _roots(writers: list[LiveWriter]) -> list[Identity]:
     roots: dict[Identity, None] = {}
     for writer in writers:
         roots[writer.header.pid, writer.header.start_ticks] = None
-        for body in writer.foreign:
-            process = foreign_process(body)
+        for body in writer.processes:
+            process = named_process(body)
             if process is not None:
                 roots[process.pid, process.start_ticks] = None
     return list(roots)

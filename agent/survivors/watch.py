@@ -17,6 +17,7 @@ from typing import Literal
 
 from simspool.agent.live import LiveWriters
 from simspool.spool.process import this_host
+from simspool.spool.runstate import AGENTS
 from simspool.spool.segment_header import SegmentHeader
 
 from .exits import Exit, how_it_ended, open_process
@@ -92,7 +93,7 @@ class ProcessWatch:
         wanted: dict[_Key, set[str]] = {}
         for writer in self._live():
             header = writer.header
-            if writer.role != "agent" and (header.boot_id, header.pid_namespace) == (here.boot_id, here.pid_namespace):
+            if writer.role not in AGENTS and (header.boot_id, header.pid_namespace) == (here.boot_id, here.pid_namespace):
                 wanted.setdefault((header.pid, header.start_ticks), set()).add(writer.writer)
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for key in self._watched.keys() - wanted.keys():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simspool.agent.abort.climb import Climb, Step
-from simspool.agent.abort.members import Members, foreign_process
+from simspool.agent.abort.members import Members, named_process
 from simspool.agent.abort.steps import Word, as_told, mode_of
 from simspool.agent.abort.words import Told
 from simspool.agent.live import LiveWriter
@@ -63,7 +63,7 @@ def test_bodies_of_any_shape_break_nothing(body: dict[str, Any], state: str, kin
     for now in range(5):
         climb.advance([live], float(now))
     assert climb.step is Step.OVER
-    assert foreign_process(body) is None
+    assert named_process(body) is None
     assert as_told(Graces(), body).answer == 5.0
     assert mode_of(body) == "terminate"
 

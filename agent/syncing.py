@@ -1,0 +1,142 @@
+"""One sync beside an agent: take everything in, drain until the goals are reached, say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .drain.loop import Drain
+from .sync import Goals, Selection, SyncReport
+
+if TYPE_CHECKING:
+    from .app import Agent
+
+_ATTEMPTS, _STALL = 4, 20.0
+_LONGEST_WAIT = 60.0  # seconds that a sync without a timeout waits because the server asks for it
+
+
+class Syncing:
+    """See Agent.sync. Made for one sync."""
+
+    def __init__(self, agent: Agent, timeout: float | None, progress: Callable[[SyncReport], None], *, patient: bool) -> None:
+        self._agent, self._progress = agent, progress
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._patient = patient or timeout is not None
+        self._report = SyncReport(url=agent.config.url or "")
+
+    async def run(self, selection: Selection) -> SyncReport:
+        """Do it. Raises RunNotFound."""
+        agent, report = self._agent, self._report
+        self._progress(report)
+        await self._ingest_all()
+        if agent.watch is None and await agent.judge_the_rest(ended=False):
+            await self._ingest_all()
+        runs = await agent.work(selection.resolve, agent.catalog, agent.spool)
+        newer = agent.ingest.newer if runs is None else agent.ingest.newer.intersection(runs)
+        report.problems.update({run: agent.ingest.problems[run] for run in newer if run in agent.ingest.problems})
+        goals = await agent.work(Goals, agent.catalog, runs)
+        report.live_runs = len(set(await agent.work(agent.ingest.live_runs)) & goals.runs)
+        served = agent.drain is not None
+        drain = agent.drain or agent.make_drain(runs, heartbeats=False)
+        if drain is None:
+            report.state, report.problem = (
+                "no-target",
+                agent.target_problem or "no server is configured: set SIMSPOOL_URL and SIMSPOOL_TOKEN, or --url and --token-file",
+            )
+            if agent.target_problem:
+                report.state = "refused"
+            report.records = report.records_left = goals.records
+            report.runs, report.files = len(goals.runs), len(goals.digests)
+            return report
+        following = asyncio.create_task(self._follow(drain, goals))
+        tasks = [following] if served else [following, asyncio.create_task(drain.run())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    agent.check(task)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if report.state == "done" and newer:
+            report.state = "newer-format"
+        return report
+
+    async def _ingest_all(self) -> None:
+        """Take in everything that is in the spool now, the last words of dead writers included."""
+        agent = self._agent
+        for _ in range(3):
+            await agent.work(agent.ingest.scan)
+            while True:
+                found = await agent.work(agent.ingest.read)
+                self._report.records += found.records
+                self._progress(self._report)
+                if not found.more:
+                    break
+            await agent.work(agent.ingest.read)  # a second look tells who is silent
+            if not await agent.work(agent.ingest.bury):
+                return
+
+    async def _follow(self, drain: Drain, goals: Goals) -> None:
+        agent, report = self._agent, self._report
+        before = replace(drain.delivered)
+        attempts = drain.attempts
+        report.state = "draining"
+        drain.wake()
+        drain.retry()  # whatever it waits for: somebody wants it now
+        last, moved, kicked = -1, time.monotonic(), 0
+        while True:
+            began = time.monotonic()
+            server = drain.server or await agent.work(self._known_server)
+            done = await agent.work(goals.measure, server, report) if server else not (goals.marks or goals.digests)
+            if not server:
+                report.runs, report.records, report.files = len(goals.runs), goals.records, len(goals.digests)
+                report.records_left, report.files_left = goals.records, len(goals.digests)
+                goals.left = {*goals.marks, *goals.digests}
+            d = drain.delivered
+            report.sent_records, report.sent_bytes = d.records - before.records, d.bytes - before.bytes
+            report.sent_files, report.sent_file_bytes = d.blobs - before.blobs, d.blob_bytes - before.blob_bytes
+            report.known_files = d.known_blobs - before.known_blobs
+            report.problem = drain.problem
+            report.problems.update(goals.concerns(d.problems))
+            failures = drain.attempts - attempts if drain.failures else 0
+            if done and (drain.server or failures):
+                report.state = "done"
+                return
+            now = time.monotonic()
+            if report.records_left + report.files_left != last:
+                last, moved = report.records_left + report.files_left, now
+            state = self._verdict(drain, goals, failures, now - moved)
+            if state:
+                report.state = state
+                return
+            self._progress(report)
+            await drain.wait_for_change(0.25)
+            if failures > kicked and not drain.floor:  # a running agent may be in a long backoff
+                kicked = failures
+                await asyncio.sleep(0.25 * 2.0**failures if failures < _ATTEMPTS else 0)
+                drain.retry()
+            await asyncio.sleep(min(3 * (now - began), 0.5))  # a look costs time that the drain needs
+
+    def _verdict(self, drain: Drain, goals: Goals, failures: int, stalled: float) -> str:
+        """Return the state that ends a sync which is not done, or nothing while it may go on."""
+        if drain.refused and failures:
+            return "refused"
+        if goals.left and goals.left <= drain.delivered.lacking:
+            return "incomplete"
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "unreachable" if drain.failures else "timeout"
+        if not self._patient and (failures >= _ATTEMPTS or (failures and drain.floor > _LONGEST_WAIT)):
+            return "unreachable"
+        if stalled > _STALL and not drain.failures and drain.delivered.problems and not self._patient:
+            return "incomplete"
+        return ""
+
+    def _known_server(self) -> str:
+        target = self._agent.target
+        row = self._agent.catalog.one("SELECT server FROM servers WHERE url = ?", (target.url if target else "",))
+        return str(row[0]) if row else ""
