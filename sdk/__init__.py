@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         ConfigError,
         NotInitialised,
         NotSerialisable,
+        ProcessNotStarted,
+        ProgramNotFound,
         RunClosed,
         SdkError,
         ServerError,
@@ -36,7 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Run", "Client", "Handler", "__version__",
     "SdkError", "NotInitialised", "RunClosed", "ConfigError", "NotSerialisable", "ArtifactNotFound", "AlertNotFound", "UnsafeName",
-    "ServerError", "Unreachable",
+    "ServerError", "Unreachable", "ProcessNotStarted", "ProgramNotFound",
     "SpoolError", "InvalidRecord", "InvalidSpool", "NewerFormat", "UnreadableFile", "RunNotFound", "DamagedBlob",
 ]  # fmt: skip
 

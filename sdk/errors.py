@@ -7,6 +7,8 @@ SdkError
 ├── NotSerialisable (TypeError)       an object that save_object has no safe form for
 ├── ArtifactNotFound (LookupError)    the run has no artifact of this name, or its bytes are not there (yet)
 ├── AlertNotFound (LookupError)       no alert, or several, have the id or name that was given
+├── ProcessNotStarted (OSError)       a process that could not be started: no place for its output, no such working folder
+│   └── ProgramNotFound (FileNotFoundError)  its executable is not there, or not to be executed
 ├── UnsafeName (ValueError)           an artifact whose name has no place inside the target folder
 └── ServerError (RuntimeError)        a server's answer that is not what was asked for; `status` is the HTTP status, 0 for none
     └── Unreachable (ConnectionError) no answer at all
@@ -46,6 +48,14 @@ class ArtifactNotFound(SdkError, LookupError):
 
 class AlertNotFound(SdkError, LookupError):
     """Raised when the spool or the run has no alert of this id or name, or several of one name. Its message lists the ids."""
+
+
+class ProcessNotStarted(SdkError, OSError):
+    """Raised when `add_process` could not start a process; its message names what is in the way."""
+
+
+class ProgramNotFound(ProcessNotStarted, FileNotFoundError):
+    """Raised when the executable of a process is not there, or may not be executed."""
 
 
 class UnsafeName(SdkError, ValueError):

@@ -129,6 +129,12 @@ class Ladder:
         if listener is not None:
             listener.stop()
 
+    @property
+    def is_in_callback(self) -> bool:
+        """Whether this is the callback of an abort, called."""
+        act = self._act
+        return act is not None and act.thread == threading.get_ident() and not act.called.is_set()
+
     def await_callback(self) -> None:
         """Wait while the callback runs in another thread, at most its grace: what it records belongs to the run."""
         act = self._act
@@ -148,7 +154,8 @@ class Ladder:
         run, recording = self._run, self._recording
         mode = "all" if is_member else run._options.get("abort_on_alert", "terminate")  # noqa: SLF001 - the other half of one thing
         act = _Act(request, mode, is_member=is_member)
-        stops = bool(recording.foreign) + (act.mode in _ENDS)
+        own = bool(recording.started)  # they are stopped, then what they wrote is saved
+        stops = bool(recording.foreign) + (act.mode in _ENDS or own) + own
         until_done = recording.graces.callback + stops * recording.graces.term
         graces = {"callback": until_done, "term": recording.graces.term}
         recording.record_quietly(Kind.ABORT, {**self._body(act, "received"), "graces": graces})
@@ -226,13 +233,21 @@ class Ladder:
 
     def _stop_processes(self, act: _Act) -> tuple[Process, ...]:
         """Stop what the mode means beside the script, and say what could not be stopped."""
-        recording = self._recording
-        left = process_tree.stop(recording.foreign, recording.graces.term).left
+        recording, executor = self._recording, self._recording.executor
+        term = recording.graces.term
+        if executor is not None:
+            executor.will_stop(f"the run was aborted: {act.reason}")
+        left = process_tree.stop(recording.foreign, term).left
         if act.mode in _ENDS and not act.is_member:
             if act.mode == "all":
                 self._take_along(act)
-            self._let_recorders_end(act)
-            left += process_tree.stop(self._children(), recording.graces.term).left
+            self._let_recorders_end(act, set(self._children()))
+            left += process_tree.stop(self._children(), term).left
+        elif started := recording.started:
+            self._let_recorders_end(act, {p for root in started for p in (root, *process_tree.descendants(root))})
+            left += process_tree.stop(recording.started, term).left
+        if executor is not None and executor.pid == os.getpid():
+            executor.settle(term)
         return left
 
     def _take_along(self, act: _Act) -> None:
@@ -264,10 +279,9 @@ class Ladder:
         me = process_tree.identify(os.getpid())
         return [p for p in process_tree.descendants(me) if p.pid not in spared] if me is not None else []
 
-    def _let_recorders_end(self, act: _Act) -> None:
-        """Wait for children that record this run and act on the request themselves: their callbacks are not to be cut short."""
+    def _let_recorders_end(self, act: _Act, children: set[Process]) -> None:
+        """Wait for those children that record this run and act on the request themselves: their callbacks are not to be cut short."""
         folder, deadline = self._recording.folder, act.began + self._recording.graces.callback
-        children = set(self._children())
         if folder is None or not children:
             return
         meant = folder.writer_ids() if act.request.sticky else act.request.writers

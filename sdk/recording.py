@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from simspool.spool import Drop, Kind, Origin, RunFolder, Spool, SpoolError, Writer, atomic, ids, open_spool
+from simspool.spool.agent_address import living_agent
 
 from . import keeper
 from .bell import AgentAddress, Bell
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from .aborting import Aborting
     from .config import Config
+    from .executor import Executor
     from .ladder import Ladder
     from .process_tree import Process
     from .sampling.script import ScriptSampler
@@ -73,8 +75,11 @@ class Recording:
         self.abort_reason: str | None = None
         self.graces = config.graces
         self.foreign: list[Process] = []
+        self.executor: Executor | None = None
+        self.stated: set[str] = set()  # alerts whose state the script has set
         self.address: AgentAddress | None = None
         self.status_at_exit: str | None = "completed"
+        self.is_status_set = False
         self._reason = ""
         self._lost = 0
         self._warned = False
@@ -162,6 +167,17 @@ class Recording:
             self.ladder = self._ladders[0]  # two threads may come here at once: one ladder knows what was done
         return self.ladder
 
+    @property
+    def started(self) -> list[Process]:
+        """The processes of `add_process` that run; none in a fork."""
+        return self.executor.running if self.executor is not None else []
+
+    @property
+    def failure(self) -> str | None:
+        """Which process of `add_process` failed, and how."""
+        found = self.executor
+        return found.failure if found is not None and found.pid == os.getpid() else None
+
     def hears_now(self) -> bool:
         """Whether an agent of this host lives and listens at this moment."""
         return self.address is not None and bool(self.address.look())
@@ -233,7 +249,7 @@ class Recording:
         assert self.folder is not None
         if self._sampler is None:
             self._sampler = ScriptSampler(self.spool.path, self.folder, self.origin, new=self._is_new)
-        self._sampler.tend(writer, self.options, [(p.pid, p.start_ticks) for p in self.foreign])
+        self._sampler.tend(writer, self.options, [(p.pid, p.start_ticks) for p in (*self.foreign, *self.started)])
 
     def _publish(self, most: int) -> bool:
         """Make blobs durable and known to the pool; False when the disk refuses, then the next time tries again."""
@@ -307,12 +323,18 @@ class Recording:
             status, reason = "terminated", self.abort_reason
         if self.pid != self.creator_pid:
             status = None
+        is_overruled = False
+        if status in {None, "completed"} and self.failure is not None:
+            is_overruled = self.is_status_set
+            status, reason = "failed", self.failure
         kept = True
         if writer is None or self._first is not None or self._info is not None:
             kept = self._try_open()
             writer = self.writer
         if writer is not None:
             kept = self._publish(len(self._unpublished)) and kept
+            if is_overruled:
+                writer.record(Kind.STATUS, {"status": status, "reason": reason})
             body: dict[str, Any] = {"status": status}
             if reason is not None:
                 body["reason"] = reason
@@ -325,6 +347,22 @@ class Recording:
             self._with_bell = not heard
         _open.pop(id(self), None)
         return kept
+
+    def end_processes(self, error: object) -> None:
+        """At the interpreter's end: wait for the processes of `add_process`; stop them where it ends by an exception.
+
+        In an aborted run, the ladder stops them.
+        """
+        found = self.executor
+        if found is None or found.pid != os.getpid():
+            return
+        try:
+            if isinstance(error, BaseException) and self.abort_reason is None:
+                found.kill_all(f"the script ended by {type(error).__name__}")
+            found.wait_for_completion()
+        except BaseException as interruption:  # noqa: BLE001 - Ctrl-C: the interpreter ends anyway, and says so itself
+            found.kill_all(f"the script was ended by {type(interruption).__name__}")
+            self.status_at_exit = "terminated"
 
     def await_abort(self) -> None:
         """Wait, at the interpreter's end, for an abort that has begun: at most as long as its graces."""
@@ -341,6 +379,8 @@ class Recording:
             say(f"{sum(counts.values())} records of run {self.run_id} were not taken: {reasons}")
         if self._with_bell and self.writer is not None:
             say(f"recorded in {self._config.spool_dir}: `agent sync {self.run_id}` sends it")
+        if self.options.get("enable_emission_metrics") and living_agent(self._config.spool_dir) is None:
+            say("emissions are measured by an agent, and none serves this spool: `agent run` before the next run")
 
 
 _open: dict[int, Recording] = {}
@@ -375,6 +415,7 @@ def _close_all() -> None:
     if error is _error_before or hasattr(sys, "ps1") or sys.flags.interactive:
         error = None
     for recording in open_recordings():
+        recording.end_processes(error)
         recording.await_abort()
         if recording.is_closed:
             continue

@@ -7,34 +7,29 @@ Only the caller's own mistakes raise, and not even these after `config(suppress_
 
 from __future__ import annotations
 
-import os
 import time as _time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from simspool.spool import Drop, InvalidRecord, Kind, Origin, Writer, ids, open_spool
+from simspool.spool import Drop, InvalidRecord, Kind, Writer
 
 from . import validation as check
-from .aborting import Aborting
-from .alerting import Alerting
-from .errors import MISTAKES, NotInitialised, RunClosed, SdkError
+from .errors import MISTAKES, NotInitialised, RunClosed
 from .notice import say
+from .opening import MODES, Mode, Opening, utc_text
+from .processes import Processes
 from .recording import Recording, end_with_error, status_of
-from .saving import Saving
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .config import Config
+    from .executor import Executor
 
-Mode = Literal["online", "offline", "disabled"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
-_MODES = ("online", "offline", "disabled")
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
-class Run(Aborting, Alerting, Saving):
+class Run(Opening, Processes):
     """One run of a script.
 
     Methods are safe to call from threads, from signal handlers, from destructors and after a fork; a forked child records for itself.
@@ -59,7 +54,7 @@ class Run(Aborting, Alerting, Saving):
         `debug` says more on stderr. `agent`: "auto" starts an agent beside an online run where none serves the spool (it ends by itself),
         "off" never does; by default as the configuration says, else "auto". Raises InvalidRecord for another mode or agent.
         """
-        self._mode: str = check.one_of("mode", mode, _MODES)
+        self._mode: str = check.one_of("mode", mode, MODES)
         self.abort_callback = abort_callback
         self._server = (server_url, server_token)
         self._agent = None if agent is None else check.one_of("agent", agent, ("auto", "off"))
@@ -79,148 +74,7 @@ class Run(Aborting, Alerting, Saving):
         self._abort_requested = self._aborted = False
         self._alerts: dict[str, dict[str, Any]] = {}
         self._defined: dict[str, dict[str, Any]] = {}
-
-    # ------------------------------------------------------------------ beginning
-
-    def init(
-        self,
-        name: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        tags: list[str] | None = None,
-        description: str | None = None,
-        folder: str | None = "/",
-        running: bool = True,
-        retention_period: str | None = None,
-        timeout: int | None = None,
-        visibility: Literal["public", "tenant"] | list[str] | None = None,
-        no_color: bool = False,
-        *,
-        notification: Literal["none", "all", "error", "lost"] = "none",
-        record_shell_vars: set[str] | None = None,
-    ) -> bool:
-        """Begin a new run in the spool; True when its first record is kept.
-
-        `name` is made up when None. `folder` begins with "/". `running=False` leaves the run in the state `created`, to be
-        reconnected to later. `retention_period` ("1 day", "2 weeks 3 hours") is the server's expiry, `timeout` (s) its
-        patience without a sign of life. `no_color` is accepted; nothing is coloured. `record_shell_vars` names environment
-        variables (globs allowed) to keep as metadata `shell.<name>`; none by default.
-
-        Raises InvalidRecord for invalid values, InvalidSpool and NewerFormat for a spool that is not ours to use, ConfigError for a broken
-        simspool.toml. A full or read-only disk raises nothing: False, and what follows is counted.
-        """
-        try:
-            if self._id is not None and not self._closed:
-                raise SdkError(f"this Run records {self._name!r} already: make another Run for another run")
-            config = self._load_config()
-            defaults = config.run_defaults if config is not None else {}
-            name = name if name is not None else defaults.get("name")
-            shell = _shell_vars(record_shell_vars) if record_shell_vars else {}
-            body: dict[str, Any] = {
-                "name": check.check_name("run name", name) if name is not None else _random_name(),
-                "folder": check.check_folder(defaults.get("folder", "/") if folder in {None, "/"} else folder),
-                "metadata": check.check_metadata(defaults.get("metadata") or {}) | check.check_metadata(metadata or {}) | shell,
-                "tags": check.check_tags(tags if tags is not None else defaults.get("tags") or []),
-                "status": "running" if running else "created",
-            }
-            description = description if description is not None else defaults.get("description")
-            if description is not None:
-                body["description"] = check.check_text("description", description)
-            if visibility is not None:
-                body["visibility"] = check.check_visibility(visibility)
-            if retention_period is not None:
-                body["retention"] = check.period_seconds(retention_period)
-            if timeout is not None:
-                body["timeout"] = check.check_count("timeout", timeout)
-            if check.one_of("notification", notification, ("none", "all", "error", "lost")) != "none":
-                body["notification"] = notification
-            return self._create(config, body)
-        except MISTAKES as error:
-            return self._mistake(error)
-
-    def _create(self, config: Config | None, body: dict[str, Any]) -> bool:
-        run_id, origin = ids.to_text(ids.new_id()), Origin.now()
-        self._begin(run_id, body["name"], body["folder"], body["status"], origin.boot)
-        if config is None:
-            return True
-        created = _utc_text(origin.wall // 1000)
-        body |= {"created": created, "system": _system()}
-        info = {
-            "id": run_id, "name": body["name"], "created": created,
-            "origin": {"wall": origin.wall, "boot": origin.boot, "boot_id": origin.boot_id.hex()},
-        }  # fmt: skip
-        return self._record_into(Recording(config, run_id, (Kind.RUN, body), info=info, origin=origin, rank=None))
-
-    def reconnect(self, run_id: str) -> bool:
-        """Go on with a run of this spool, by id, unique prefix or name: one in the state `created`, or one that ended.
-        Its status is then `running`.
-
-        Raises RunNotFound, or what `init` raises for the spool.
-        """
-        try:
-            if self._id is not None and not self._closed:
-                raise SdkError(f"this Run records {self._name!r} already: make another Run for another run")
-            self._join(run_id, "reconnect", None)
-            return self._record(Kind.STATUS, {"status": "running"})
-        except MISTAKES as error:
-            return self._mistake(error)
-
-    @classmethod
-    def attach(cls, run_id: str | None = None, *, rank: int | None = None, mode: Mode = "online") -> Run:
-        """Return a Run that records into a run which another process began: a rank, a worker, a helper script.
-
-        `run_id` is an id, unique prefix or name, by default the environment's SIMSPOOL_RUN; `rank` is by default what MPI
-        or Slurm set. Closing it ends this process's part; the run ends when all its parts have. Raises RunNotFound,
-        NotInitialised when no id is given, or what `init` raises.
-        """
-        wanted = run_id or os.environ.get("SIMSPOOL_RUN")
-        if not wanted:
-            raise NotInitialised("which run? give its id, or set SIMSPOOL_RUN to it")
-        run = cls(mode=mode)
-        run._join(wanted, "attach", rank if rank is not None else _rank())
-        return run
-
-    def _join(self, wanted: str, reason: str, rank: int | None) -> None:
-        config = self._load_config()
-        if config is None:
-            self._begin(wanted, wanted, "/", "running", _time.clock_gettime_ns(_time.CLOCK_BOOTTIME))
-            return
-        spool = open_spool(config.spool_dir)
-        run_id = spool.find_run(check.check_text("run id", wanted))
-        info = spool.run(run_id).info()
-        origin = Origin.of_run(info) or Origin.now()
-        self._begin(run_id, str(info.get("name") or ""), "/", "running", origin.boot)
-        body: dict[str, Any] = {"reason": reason, "rank": rank} if rank is not None else {"reason": reason}
-        body |= _scheduler()
-        self._record_into(Recording(config, run_id, (Kind.ATTACH, body), info=None, origin=origin, rank=rank))
-
-    def _begin(self, run_id: str, name: str, folder: str, status: str, began: int) -> None:
-        self._id, self._name, self._folder, self._status = run_id, name, folder, status
-        self._began, self._ended, self._status_set, self._closed = began, 0, False, False
-        self._abort_requested = self._aborted = False
-        self._alerts, self._defined = {}, {}
-
-    def _record_into(self, recording: Recording) -> bool:
-        recording.options, recording.run = self._options, self
-        recording.open(with_bell=self._mode == "online")
-        self._recording, self._writer = recording, recording.writer
-        recording.status_at_exit = self._final_status()
-        if self._debug:
-            say(f"run {self._id} ({self._name}) is recorded in {recording.spool.path if recording.spool else 'no spool'}")
-        kept = recording.is_complete
-        if self._options:
-            kept = self._record(Kind.CONFIG, {"set": self._options}) and kept
-        return kept
-
-    def _load_config(self) -> Config | None:
-        if self._mode == "disabled":
-            return None
-        from .config import load_config
-
-        config = load_config(server_url=self._server[0], server_token=self._server[1], agent=self._agent)
-        wanted = config.run_defaults.get("mode")
-        if wanted is not None and self._mode == "online":
-            self._mode = check.one_of("[run] mode in the configuration", wanted, _MODES)
-        return None if self._mode == "disabled" else config
+        self._executor: Executor | None = None
 
     # ------------------------------------------------------------------ recording
 
@@ -322,7 +176,7 @@ class Run(Aborting, Alerting, Saving):
             return self._mistake(error)
         self._status, self._status_set = status, True
         if self._recording is not None:
-            self._recording.status_at_exit = status
+            self._recording.status_at_exit, self._recording.is_status_set = status, True
         return kept
 
     def config(
@@ -342,7 +196,9 @@ class Run(Aborting, Alerting, Saving):
         `suppress_errors`: a mistake in a call no longer raises: it is said once on stderr, and the run is dormant from then
         on (every call returns False). `queue_blocking` has no effect: there is no queue. `resources_metrics_interval`: seconds between
         resource samples, 60 by default (`system_metrics_interval` is the same); `disable_resources_metrics`: there are none. The
-        others are for the agent: emissions, storage, and what an alert's abort stops.
+        others are for the agent: emissions (docs/emissions.md), storage, and what an alert's abort stops.
+
+        Raises ConfigError for `enable_emission_metrics=True` where neither the configuration nor an agent that serves knows the country.
         """
         given: dict[str, Any] = {}
         try:
@@ -357,6 +213,10 @@ class Run(Aborting, Alerting, Saving):
                     if not isinstance(flag, bool):
                         raise InvalidRecord(f"{key} must be True or False, not {flag!r}")
                     given[key] = flag
+            if enable_emission_metrics and (config := self._load_config()) is not None:
+                from .emissions import emission_options
+
+                given |= emission_options(config)
             if storage_id is not None:
                 given["storage_id"] = check.check_text("storage_id", storage_id)
             if abort_on_alert is not None:
@@ -374,19 +234,36 @@ class Run(Aborting, Alerting, Saving):
     def close(self) -> bool:
         """End this process's part of the run: status `completed` unless another was set. True when all of it is safely on disk.
 
+        First it waits for the processes of `add_process`, and says on stderr for which. Where one of them failed, the run is `failed`,
+        unless `set_status` or an abort says otherwise, and the script ends here by `sys.exit` with the exit status of the first
+        that failed, as with the published client; not in an aborted run. An interrupt of the wait stops the processes.
+
         A process that forked off ends its own part only. Repeating is harmless. Raises NotInitialised before `init`.
         """
-        if self._mode == "disabled" or self._closed:
-            self._closed = True
-            return True
         recording = self._recording
-        if recording is None:
+        if self._closed:
+            return True
+        if recording is None and self._mode != "disabled":
             return self._mistake(NotInitialised("close: this Run was never initialised: call init first"))
-        if recording.ladder is not None:
-            recording.ladder.await_callback()
-        kept = recording.close(self._final_status(), "dormant after an error" if self._dormant else None)
-        self._end(recording)
+        try:
+            self._await_callback()
+            self._await_processes()
+        except BaseException as error:
+            self._leave_by(error)
+            raise
+        self._await_callback()
+        kept = True
+        if not self._closed:  # meanwhile, by an abort
+            self._closed = recording is None
+            if recording is not None:
+                kept = recording.close(self._final_status(), "dormant after an error" if self._dormant else None)
+                self._end(recording)
+        self._exit_as_processes_did()
         return kept
+
+    def _await_callback(self) -> None:
+        if self._recording is not None and self._recording.ladder is not None:
+            self._recording.ladder.await_callback()
 
     def _close_aborted(self, reason: str) -> None:
         recording, was_closed = self._recording, self._closed
@@ -408,6 +285,8 @@ class Run(Aborting, Alerting, Saving):
         recording.say_how_it_ended()
         if self._aborted:
             self._status = "terminated"
+        elif recording.failure is not None and not self._dormant and self._status in {"created", "running", "completed"}:
+            self._status, self._status_set = "failed", True
         elif not self._status_set and self._status != "created":
             self._status = "lost" if self._dormant else "completed"
 
@@ -415,14 +294,21 @@ class Run(Aborting, Alerting, Saving):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        recording = self._recording
-        if recording is None or self._closed:
+        if self._closed or (self._recording is None and self._mode != "disabled"):
             return
         if error is None:
             self.close()
+        else:
+            self._leave_by(error)
+
+    def _leave_by(self, error: BaseException) -> None:
+        """End the run by an exception, which goes on: its processes are stopped."""
+        recording = self._recording
+        self._stop_processes(f"the script left the run by {type(error).__name__}")
+        self._await_callback()
+        if self._closed or recording is None:
+            self._closed = True
             return
-        if recording.ladder is not None:
-            recording.ladder.await_callback()
         status = status_of(error)
         end_with_error(recording, error)
         if status is not None:
@@ -437,11 +323,6 @@ class Run(Aborting, Alerting, Saving):
         if not self._began:
             return 0.0
         return ((self._ended or _time.clock_gettime_ns(_time.CLOCK_BOOTTIME)) - self._began) / 1e9
-
-    @property
-    def executor(self) -> None:
-        """There is no executor: this Run starts no processes."""
-        return
 
     @property
     def id(self) -> str | None:
@@ -464,11 +345,6 @@ class Run(Aborting, Alerting, Saving):
         return self._mode
 
     @property
-    def processes(self) -> list[Any]:
-        """The processes that this Run started: none."""
-        return []
-
-    @property
     def status(self) -> str | None:
         """created, running, completed, failed, terminated or lost, as far as this process knows; None before the run began."""
         return self._status
@@ -476,7 +352,7 @@ class Run(Aborting, Alerting, Saving):
     @property
     def time_stamp(self) -> str:
         """Now, in UTC, as `%Y-%m-%dT%H:%M:%S.%f`."""
-        return _utc_text(_time.time_ns() // 1000)
+        return utc_text(_time.time_ns() // 1000)
 
     @property
     def is_closed(self) -> bool:
@@ -539,42 +415,3 @@ class Run(Aborting, Alerting, Saving):
             if self._recording is not None:
                 self._recording.status_at_exit = self._final_status()
         return False
-
-
-def _system() -> dict[str, Any]:
-    from . import provenance
-
-    try:
-        return provenance.system()
-    except Exception as error:  # noqa: BLE001 - a strange environment is no reason not to record
-        return {"error": f"{type(error).__name__}: {error}"}
-
-
-def _scheduler() -> dict[str, Any]:
-    from . import provenance
-
-    return provenance.scheduler()
-
-
-def _utc_text(micros: int) -> str:
-    seconds, rest = divmod(micros, 1_000_000)
-    return f"{_time.strftime('%Y-%m-%dT%H:%M:%S', _time.gmtime(seconds))}.{rest:06d}"
-
-
-def _random_name() -> str:
-    import random
-
-    first = ("amber", "brisk", "calm", "deft", "eager", "early", "fair", "fleet", "gentle", "keen", "lucid", "mellow", "noble", "vivid")
-    second = ("alder", "beacon", "cedar", "comet", "delta", "falcon", "fjord", "harbor", "heron", "maple", "otter", "quartz", "raven")
-    source = random.SystemRandom()  # the user's seeded generator is left alone
-    return f"{source.choice(first)}-{source.choice(second)}-{source.randrange(10_000):04d}"
-
-
-def _rank() -> int | None:
-    return next((int(v) for v in (os.environ.get(n, "") for n in _RANKS) if v.isascii() and v.isdecimal()), None)
-
-
-def _shell_vars(patterns: set[str]) -> dict[str, str]:
-    import fnmatch
-
-    return {f"shell.{k}": v for k, v in sorted(os.environ.items()) if any(fnmatch.fnmatchcase(k, p) for p in patterns)}

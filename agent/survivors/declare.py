@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from simspool.agent.notes import RunNotes
+from simspool.sdk.process_exit import exit_of_zombie
 from simspool.spool import Kind, RunFolder, Spool, SpoolError, Tail, control, runstate
 from simspool.spool.frames import Record
 from simspool.spool.process import this_host
 from simspool.spool.segment_header import SegmentHeader
 
-from .exits import FAULTS, exit_of_zombie
 from .memory import out_of_memory
 from .slurm import Job, JobState, Slurm
 from .verdict import Evidence, judge, survivor_body
@@ -81,7 +81,7 @@ class Survivors:
             death = seen
         abort = self._abort(run, writer, header, state)
         ended = death.exit if death is not None else None if rebooted else exit_of_zombie(header.pid, header.start_ticks)
-        crashed = ended is not None and ended.signal in FAULTS
+        crashed = ended is not None and ended.crashed
         job: JobState | None = None
         if abort is None and not crashed and (known := self._job(run, writer, role, header, state)) is not None:
             job = self._ask(known, writer)

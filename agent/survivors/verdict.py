@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from simspool.sdk.process_exit import Exit
 from simspool.spool.segment_header import SegmentHeader
 
-from .exits import FAULTS, Exit
 from .memory import OutOfMemory
 from .slurm import ENDS, JobState
 
@@ -66,7 +66,7 @@ def _memory(oom: OutOfMemory) -> str:
 def _exit(end: Exit) -> Verdict:
     if end.signal is not None:
         core = ", a core was dumped" if end.core else ""
-        if end.signal in FAULTS:
+        if end.crashed:
             return Verdict("failed", "crashed", f"it crashed: {end.name}{core}")
         return Verdict("terminated", "signal", f"ended by {end.name}{core}")
     if end.code:
@@ -83,6 +83,8 @@ def survivor_body(writer: str, last: int, found: Evidence, verdict: Verdict) -> 
     for name, piece in (("slurm", found.job), ("oom", found.oom), ("exit", found.exit)):
         if piece is not None:
             evidence[name] = piece.as_dict()
+    if found.exit is not None and found.exit.signal is not None:
+        evidence["exit"]["name"] = found.exit.name
     if found.rebooted:
         evidence["rebooted"] = True
     body: dict[str, Any] = {"writer": writer, "status": verdict.status, "reason": verdict.reason, "last": last, "evidence": evidence}

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from simspool.agent.live import LiveWriters
+from simspool.sdk.process_exit import Exit, how_it_ended, open_process
 from simspool.spool.process import this_host
 from simspool.spool.runstate import AGENTS
 from simspool.spool.segment_header import SegmentHeader
 
-from .exits import Exit, how_it_ended, open_process
 from .memory import Counted, MemoryGroup
 
 MOST = 300

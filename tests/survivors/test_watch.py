@@ -19,8 +19,9 @@ from victims import Victim
 
 from simspool.agent.app import Agent
 from simspool.agent.live import LiveWriter
-from simspool.agent.survivors import ProcessWatch, exits, watch
-from simspool.agent.survivors.exits import Exit, how_it_ended, open_process
+from simspool.agent.survivors import ProcessWatch, watch
+from simspool.sdk import process_exit as exits
+from simspool.sdk.process_exit import Exit, how_it_ended, open_process
 from simspool.spool import Spool, open_spool
 from simspool.spool.process import start_ticks, this_host
 
@@ -206,7 +207,7 @@ def test_nothing_is_said_of_a_zombie_whose_status_is_hidden(tmp_path: Path) -> N
     """Another user's zombie shows status 0 in place of its own: that is no exit code 0."""
     program = (
         "import os, sys\n"
-        "from simspool.agent.survivors.exits import exit_of_zombie\n"
+        "from simspool.sdk.process_exit import exit_of_zombie\n"
         "from simspool.spool.process import start_ticks\n"
         "pid = os.fork()\n"
         "if pid == 0: os._exit(0)\n"

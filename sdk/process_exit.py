@@ -1,4 +1,4 @@
-"""How a process ended, for whoever is not its parent: a pidfd opened while it lived, asked after it is gone.
+"""How a process ended: by a wait status, or, for whoever is not its parent, by a pidfd opened while it lived and asked after it is gone.
 
 Linux keeps the wait status behind a pidfd (PIDFD_GET_INFO, 6.15); a zombie shows it in /proc as well. Where neither is to be had, nothing
 is known, and nothing is guessed.
@@ -11,7 +11,7 @@ import os
 import signal
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from simspool.spool.process import start_ticks
 
@@ -29,18 +29,28 @@ FAULTS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A process's end: an exit code, or the signal that ended it. `core`: a core was dumped."""
+    """A process's end: an exit code, or the signal that ended it; neither where it is not known. `core`: a core was dumped."""
 
     code: int | None = None
     signal: int | None = None
     core: bool = False
 
     @classmethod
-    def of_status(cls, status: int) -> Exit:
+    def of_status(cls, status: int) -> Self:
         """Read a wait status."""
         if os.WIFSIGNALED(status):
             return cls(signal=os.WTERMSIG(status), core=os.WCOREDUMP(status))
         return cls(code=os.WEXITSTATUS(status))
+
+    @property
+    def returncode(self) -> int | None:
+        """As subprocess has it: the exit code, or minus the signal; None where it is unknown."""
+        return -self.signal if self.signal is not None else self.code
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended by a signal that says that something was wrong with it."""
+        return self.signal in FAULTS
 
     @property
     def name(self) -> str:
@@ -53,10 +63,10 @@ class Exit:
             return f"signal {self.signal}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as evidence."""
+        """Return it as records have it: {"code"} or {"signal", "core"?}; empty where it is not known."""
         if self.signal is None:
-            return {"code": self.code}
-        return {"signal": self.signal, "name": self.name, **({"core": True} if self.core else {})}
+            return {} if self.code is None else {"code": self.code}
+        return {"signal": self.signal, **({"core": True} if self.core else {})}
 
 
 def open_process(pid: int, ticks: int) -> int | None:
@@ -75,12 +85,15 @@ def open_process(pid: int, ticks: int) -> int | None:
     return fd
 
 
+def told_by_kernel(fd: int) -> Exit | None:
+    """Return how the process behind a pidfd ended that somebody has waited for; None where the kernel does not tell."""
+    status = _of_pidfd(fd)
+    return None if status is None else Exit.of_status(status)
+
+
 def how_it_ended(fd: int, pid: int, ticks: int) -> Exit | None:
     """Return how the process behind a pidfd ended; None while that is not known (it lives, or waits for its parent), or never will be."""
-    status = _of_pidfd(fd)
-    if status is None:
-        return exit_of_zombie(pid, ticks)
-    return Exit.of_status(status)
+    return told_by_kernel(fd) or exit_of_zombie(pid, ticks)
 
 
 def exit_of_zombie(pid: int, ticks: int) -> Exit | None:
