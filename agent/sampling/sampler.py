@@ -186,7 +186,7 @@ class Sampler:
     def _sample(self, run: str, moment: int, shared: _Shared) -> str:
         """Take a run's sample, or what the first will be compared with. Returns what is the matter with it."""
         sampled, writers = self._runs[run], self._writers[run]
-        roots = _roots(writers)
+        roots = roots_of(writers)
         if not sampled.primed:
             sampled.primed = time.monotonic()
             sampled.job = next((job for pid, _ in roots if (job := slurm_job(pid)) is not None), None)
@@ -235,7 +235,7 @@ def _interval(options: Mapping[str, Any]) -> int:
     return found if isinstance(found, int) and found >= 1 else DEFAULT_INTERVAL
 
 
-def _roots(writers: list[LiveWriter]) -> list[Identity]:
+def roots_of(writers: list[LiveWriter]) -> list[Identity]:
     """Return the processes whose trees are the run's: those of its writers, and those that a script named."""
     roots: dict[Identity, None] = {}
     for writer in writers:
