@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 
-VERSION = 1
+VERSION = 2
 
 
 class ForeignSchema(Exception):
@@ -40,6 +40,7 @@ def _apply(connection: sqlite3.Connection) -> None:
 
     migrations = Migrations("simspool-catalog")
     migrations(name="0001_initial")(_initial)
+    migrations(name="0002_notifications")(_notifications)
     migrations.apply(Database(connection, execute_plugins=False))
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -95,6 +96,23 @@ def _initial(db: object) -> None:
     db["servers"].create({"url": text, "server": text, "seen": real}, pk="url")
     db["journal"].create({"writer": text, "sequence": integer, "closed": integer}, pk="writer")
     db["pruned"].create({"run": text, "at": real, "last": text}, pk="run")
+
+
+def _notifications(db: object) -> None:
+    """What people are to be told of, and what each channel has said of it."""
+    from sqlite_utils import Database
+
+    assert isinstance(db, Database)
+    text, integer = str, int
+    db["notices"].create({"id": text, "run": text, "event": text, "at": integer, "body": text}, pk="id", not_null={"run", "event", "at"})
+    db["notices"].create_index(["at"])
+    db["notices"].create_index(["run"])
+    db["told"].create(
+        {"id": text, "channel": text, "run": text, "state": text, "rank": integer, "attempt": integer, "digest": text, "error": text,
+         "first": integer, "at": integer},
+        pk=("id", "channel"),
+    )  # fmt: skip
+    db["told"].create_index(["run"])
 
 
 def main() -> int:
