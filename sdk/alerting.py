@@ -17,15 +17,22 @@ from .errors import MISTAKES, AlertNotFound
 from .part import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
-Source = Literal["events", "metrics", "user"]
+    from simspool.spool import RunFolder, Spool
+    from simspool.spool.blobs import Blob
+
+Source = Literal["events", "metrics", "user", "alerts"]
 RangeRule = Literal["is inside range", "is outside range"]
 Rule = Literal[
-    "is above", "is below", "is inside range", "is outside range", "is not finite", "rate is above", "rate is below", "no progress"
+    "is above", "is below", "is inside range", "is outside range", "is not finite", "rate is above", "rate is below", "no progress",
+    "deviates from reference",
 ]
 Aggregation = Literal["average", "sum", "at least one", "all"]
 Notification = Literal["none", "email"]
+
+
+_NO_CURVE = "0" * 64
 
 
 class Alerting(Part):
@@ -61,6 +68,12 @@ class Alerting(Part):
         hold: float | None = None,
         hysteresis: float | None = None,
         clear_after: float | None = None,
+        when: str | None = None,
+        runs: str | None = None,
+        reference: str | os.PathLike[str] | Mapping[float, float] | Iterable[tuple[float, float]] | None = None,
+        tolerance: float | None = None,
+        relative_tolerance: float | None = None,
+        xaxis: Literal["step", "time"] | None = None,
         attach_to_run: bool = True,
     ) -> str | None:
         """Define an alert for this run; returns its id (22 letters and digits), None when it could not be recorded (which is counted).
@@ -70,13 +83,20 @@ class Alerting(Part):
         expression. `hold` is for how long the condition must be met, `hysteresis` how far on the good side it must be to be good again,
         `clear_after` for how long. `trigger_abort` stops the run when it fires. With `attach_to_run=False`, it is kept for `add_alerts`.
 
+        With source `alerts`, `when` is an expression of other alerts, such as `stalled and not warm-up` or `3 of diverged`; `runs` means
+        those of the runs that match, in place of this run's own. The rule `deviates from reference` compares with a `reference`: a run of
+        the spool (id, prefix or name; its points of `metric`, as far as they lie in the spool), a CSV file, (x, value) pairs or a
+        dictionary, x being a step or a time by `xaxis`. It is read now, and kept with the run.
+
         The same definition has the same id in every run; repeating it is harmless. Raises InvalidRecord for arguments that are
-        missing, not valid or of no use to the rule, and for a name that has another definition in this run.
+        missing, not valid or of no use to the rule, and for a name that has another definition in this run; RunNotFound and
+        UnreadableFile for a reference that is not there.
         """
         given = {
             "frequency": frequency, "window": window, "rule": rule, "metric": metric, "threshold": threshold, "range_low": range_low,
             "range_high": range_high, "aggregation": aggregation, "pattern": pattern, "hold": hold, "hysteresis": hysteresis,
-            "clear_after": clear_after,
+            "clear_after": clear_after, "when": when, "runs": runs, "reference": reference, "tolerance": tolerance,
+            "relative_tolerance": relative_tolerance, "xaxis": xaxis,
         }  # fmt: skip
         return self._define(name, source, description, notification, trigger_abort, attach_to_run, given)
 
@@ -165,13 +185,29 @@ class Alerting(Part):
     ) -> str | None:  # fmt: skip
         from simspool.spool import alert_definition
 
-        try:
-            body = alert_definition.define(
-                name, source, description=description, notification=notification, trigger_abort=trigger_abort, **given
+        def define(**known: Any) -> dict[str, Any]:
+            return alert_definition.define(
+                name, source, description=description, notification=notification, trigger_abort=trigger_abort, **given | known
             )
+
+        try:
+            reference = given.get("reference")
+            body = define() if reference is None else define(reference=_NO_CURVE)
             identity = str(body["id"])
             if self._ready("create_alert") is None:
                 return identity if self._default() else None
+            if reference is not None:
+                from simspool.spool import blobs, reference_curve
+
+                from .reference import curve_from
+
+                spool = self._recording.spool if self._recording is not None else None
+                made = curve_from(reference, body["alert"]["metric"], body["alert"].get("xaxis", "step"), spool)
+                digest = reference_curve.digest_of(made.data)
+                body = define(reference=digest)
+                identity = str(body["id"])
+                if not self._keep_curve(digest, lambda spool, folder: blobs.put_bytes(spool, folder, made.data), made.source):
+                    return None
             self._defined[identity] = body
             self._share(body)
             return identity if not attach or self._attach(body) else None
@@ -214,10 +250,37 @@ class Alerting(Part):
             )
         if name in self._alerts:
             return True
+        reference = body["alert"].get("reference") if isinstance(body.get("alert"), dict) else None
+        if reference is not None and not self._bring_curve(str(reference)):
+            return False
         if not self._record(Kind.ALERT, {**body, "by": "script"}):
             return False
         self._alerts[name] = body
         return True
+
+    def _keep_curve(self, digest: str, put: Callable[[Spool, RunFolder], Blob], source: str) -> bool:
+        """Keep a reference curve with the run; False when the spool cannot take it (counted)."""
+        from simspool.spool import reference_curve
+
+        if self._recording is None:
+            return False
+        name = reference_curve.artifact_name(digest)
+        return self._recording.keep(put, {"name": name, "category": "input", "path": source, "mime": reference_curve.MIME})
+
+    def _bring_curve(self, digest: str) -> bool:
+        """See that the curve of an alert of another run is with this one. Raises AlertNotFound where the spool has it no more."""
+        from simspool.spool import blobs
+
+        spool, folder = (self._recording.spool, self._recording.folder) if self._recording is not None else (None, None)
+        if spool is None or folder is None:
+            return False
+        if os.path.exists(os.path.join(folder.blobs, digest)):
+            return True  # whoever put it there recorded it
+        others = (spool.run(run) for run in reversed(spool.run_ids()))
+        path = next((path for run in others if (path := blobs.path_of(spool, run, digest)) is not None), None)
+        if path is None:
+            raise AlertNotFound(f"the reference curve {digest[:16]} is gone from the spool: define the alert again with create_alert")
+        return self._keep_curve(digest, lambda spool, folder: blobs.put_file(spool, folder, path), "")
 
     def _share(self, body: dict[str, Any]) -> None:
         """Keep a definition for other runs of the spool, as far as the disk allows."""
@@ -275,6 +338,8 @@ class Alerting(Part):
             if body.get("source") != "user":
                 raise InvalidRecord(f"alert {body['name']!r} is judged by its rule: only alerts of create_user_alert have a state to set")
             kept = self._record(Kind.ALERT_STATE, {"id": body["id"], "alert": body["name"], "state": wanted})
+            if self._recording is not None:
+                self._recording.stated.add(body["name"])
             if wanted == "critical" and body.get("abort") and self._recording is not None and not self._recording.hears_now():
                 self._request_abort(f"alert {body['name']} is critical", alert=body["name"])
             return kept

@@ -103,6 +103,8 @@ class ServerSource:
             told = status if isinstance(status, dict) else {"current": status}
             body = _only(entry["alert"], ALERT_KEYS)
             body |= {"notification": body["notification"] or "none", "abort": bool(body["abort"]), "alert": body["alert"] or None}
+            if isinstance(body["alert"], dict) and "when" in body["alert"]:
+                body["source"] = "alerts"  # shown as `user` to those who know no others
             found.append(body | {"status": told.get("current"), "since": told.get("since"), "reason": told.get("reason")})
         return sorted(found, key=lambda alert: str(alert["name"]))
 

@@ -12,21 +12,24 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import ids, records
+from . import alert_expression, ids, records, run_filter
 from .errors import InvalidRecord
+from .reference_curve import AXES
 from .scalars import real
 
-SOURCES = ("metrics", "events", "user")
+SOURCES = ("metrics", "events", "user", "alerts")
 NOTIFICATIONS = ("none", "email")
 AGGREGATIONS = ("average", "sum", "at least one", "all")
 WINDOW = 5.0  # seconds
 _NAME = re.compile(r"[a-zA-Z0-9\-_\s/.:]{1,1024}")
 _LONGEST = 4096  # characters of a pattern
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _ABOVE_BELOW = ("is above", "is below")
 _RANGES = ("is inside range", "is outside range")
 _RATES = ("rate is above", "rate is below")
-RULES = (*_ABOVE_BELOW, *_RANGES, "is not finite", *_RATES, "no progress")
+REFERENCE_RULE = "deviates from reference"
+RULES = (*_ABOVE_BELOW, *_RANGES, "is not finite", *_RATES, "no progress", REFERENCE_RULE)
 
 # What a definition may hold beside `rule`: needed, then possible.
 _MARGINS = ("window", "frequency", "hold", "hysteresis", "clear_after")
@@ -36,10 +39,17 @@ _KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(_RATES, (("metric", "threshold"), _MARGINS)),
     "is not finite": (("metric",), ("frequency", "hold", "clear_after")),
     "no progress": ((), ("metric", "window", "hold", "clear_after")),
+    REFERENCE_RULE: (
+        ("metric", "reference"), ("tolerance", "relative_tolerance", "xaxis", "aggregation", "window", "frequency", "hold", "clear_after"),
+    ),
     "events": (("pattern",), ("frequency", "hold", "clear_after")),
     "user": ((), ()),
+    "alerts": (("when",), ("runs", "hold", "clear_after")),
 }  # fmt: skip
-_DEFAULTS: dict[str, Any] = {"aggregation": "average", "window": WINDOW, "hold": 0.0, "hysteresis": 0.0}
+_DEFAULTS: dict[str, Any] = {
+    "aggregation": "average", "window": WINDOW, "hold": 0.0, "hysteresis": 0.0, "tolerance": 0.0, "relative_tolerance": 0.0,
+    "xaxis": "step",
+}  # fmt: skip
 
 
 def define(
@@ -53,8 +63,9 @@ def define(
 ) -> dict[str, Any]:
     """Return an alert's body: id, name, source, abort, notification, description and the definition under `alert`.
 
-    `given`: rule, metric, threshold, range_low, range_high, aggregation, window, frequency, hold, hysteresis, clear_after, pattern, each
-    None (or its default) where it is not meant. Numbers become floats. Raises InvalidRecord, naming the argument and what to do.
+    `given`: rule, metric, threshold, range_low, range_high, aggregation, window, frequency, hold, hysteresis, clear_after, pattern, when,
+    runs, reference (a curve's SHA-256), tolerance, relative_tolerance, xaxis, each None (or its default) where it is not meant. Numbers
+    become floats. Raises InvalidRecord, naming the argument and what to do.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidRecord(f"alert name {name!r} is not valid: use 1 to 1024 letters, digits, blanks and - _ / . : only"[:300])
@@ -84,6 +95,8 @@ def identity(body: Mapping[str, Any]) -> str:
 def describe(body: Mapping[str, Any]) -> str:
     """Return an alert's definition in words, for messages."""
     parts = {"source": body.get("source"), **dict(body.get("alert") or {})}
+    if isinstance(parts.get("reference"), str):
+        parts["reference"] = str(parts["reference"])[:16]  # as the artifact is named
     if body.get("abort"):
         parts["trigger_abort"] = True
     if body.get("notification") != "none":
@@ -111,11 +124,22 @@ def _definition(what: str, source: str, given: Mapping[str, Any]) -> dict[str, A
                 found[key] = value
         elif value != _DEFAULTS.get(key):
             raise InvalidRecord(f"{what} with {shown} has no use for {key}: leave {key}={value!r} out"[:300])
-    if found.get("clear_after") == 0.0 and source == "metrics":
+    if found.get("clear_after") == 0.0 and source != "events":
         del found["clear_after"]
     if form in _RANGES:
         _check_range(what, form, found)
+    if form == REFERENCE_RULE:
+        _check_reference(what, found)
     return found
+
+
+def _check_reference(what: str, found: Mapping[str, Any]) -> None:
+    if not found.get("tolerance") and not found.get("relative_tolerance"):
+        raise InvalidRecord(f"{what}: a tolerance or a relative_tolerance must be above 0, or the last bit of a number fires")
+    if found.get("aggregation") == "sum":
+        raise InvalidRecord(f"{what}: deviations are not summed: use average, at least one or all")
+    if any(c in found["metric"] for c in "*?["):
+        raise InvalidRecord(f"{what}: a reference is the curve of one metric: give its name, not the pattern {found['metric']!r}"[:300])
 
 
 def _check_range(what: str, rule: str, found: Mapping[str, Any]) -> None:
@@ -163,6 +187,31 @@ def _not_negative(what: str, key: str, value: Any) -> float:
 def _text(what: str, key: str, value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
         raise InvalidRecord(f"{what}: {key} must be text of 1 to {_LONGEST} characters, not {value!r}"[:300])
+    return value
+
+
+def _digest(what: str, key: str, value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise InvalidRecord(f"{what}: {key} must be a curve's SHA-256 in 64 hex digits, not {value!r}"[:300])
+    return value
+
+
+def _expression(what: str, key: str, value: Any) -> str:
+    text = _text(what, key, value)
+    try:
+        alert_expression.parse(text)
+    except InvalidRecord as error:
+        raise InvalidRecord(f"{what}: {error}") from None
+    return text
+
+
+def _filter(what: str, key: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise InvalidRecord(f"{what}: {key} must be text of at most {_LONGEST} characters, not {value!r}"[:300])
+    try:
+        run_filter.parse(value)
+    except InvalidRecord as error:
+        raise InvalidRecord(f"{what}: {key}: {error}") from None
     return value
 
 
@@ -223,5 +272,6 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "metric": _text, "threshold": _number, "range_low": _number, "range_high": _number,
     "aggregation": lambda what, key, value: _choice(what, key, value, AGGREGATIONS),
     "window": _seconds, "frequency": _seconds, "hold": _not_negative, "hysteresis": _not_negative, "clear_after": _not_negative,
-    "pattern": _pattern,
+    "pattern": _pattern, "when": _expression, "runs": _filter, "reference": _digest, "tolerance": _not_negative,
+    "relative_tolerance": _not_negative, "xaxis": lambda what, key, value: _choice(what, key, value, AXES),
 }  # fmt: skip

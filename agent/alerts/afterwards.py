@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from simspool.agent.catalog import Catalog
 from simspool.agent.notes import RunNotes
 from simspool.spool import Spool, runstate
 
+from .elsewhere import Seen, note_once
+from .references import References
 from .watched import SLACK, Acts, SiteRules, WatchedRun
 
 _ROUNDS = 4
@@ -31,29 +34,52 @@ def unjudged(catalog: Catalog, *, ended: bool, site: SiteRules | None = None) ->
 def _lacks(state: Mapping[str, Any], site: SiteRules) -> bool:
     """Say whether the site has alerts for a run that nobody has given it."""
     known = runstate.alerts(state)
-    return any(body.get("name") not in known for body in site(state))
+    return any(alert.body["name"] not in known for alert in site(state))
 
 
 def judge_afterwards(
-    spool: Spool, runs: Collection[str], notes: RunNotes, acts: Acts, site: SiteRules | None, report: Callable[[str], None]
-) -> int:
+    spool: Spool, runs: Collection[str], notes: RunNotes, acts: Acts, site: SiteRules | None, report: Callable[[str], None],
+    ended: Iterable[Seen] = (),
+) -> int:  # fmt: skip
     """Judge these runs by what they have recorded, and record what follows. Returns how many have rules.
 
-    A run that cannot be judged is reported, and the others go on. Who fires in a run that lives is aborted, as by a watch.
+    A run that cannot be judged is reported, and the others go on. Who fires in a run that lives is aborted, as by a watch. `ended` are
+    runs that ended before, with an alert firing: rules about several runs count them too.
     """
     judged = 0
-    for run in runs:
+    references = References(spool, report, wait=True)
+    elsewhere = {one.run: one for one in ended}
+    asking: list[WatchedRun] = []
+    for name in runs:
         try:
-            judged += _judge(WatchedRun(spool, run, notes, acts, site))
+            run = WatchedRun(spool, name, notes, acts, site, references)
+            _judge(run)
+            judged += bool(run.rules.rules)
+            elsewhere[name] = run.seen()
+            if run.rules.across and not run.rules.over:
+                asking.append(run)
+            else:
+                run.close()
         except Exception as error:  # noqa: BLE001 - one run's odd records are no reason to leave the others
-            report(f"run {run} cannot be judged ({type(error).__name__}: {error})")
+            report(f"run {name} cannot be judged ({type(error).__name__}: {error})")
+    noted = [run for run in asking if note_once(run, elsewhere.values())]
+    if noted:
+        time.sleep(SLACK)  # what the notes decide, time decides
+    for run in asking:
+        if run in noted:
+            _judge(run)
+        run.close()
     return judged
 
 
-def _judge(run: WatchedRun) -> bool:
+def _judge(run: WatchedRun) -> None:
     for _ in range(_ROUNDS):
         while not run.catch_up():
             pass
+        for writer in run.new_writers():
+            run.add(writer)
+        for one in run.writers.values():
+            run.read(one)
         now = run.now()
         run.rules.tick(math.inf if run.rules.over or now is None else now - SLACK)
         run.settle()
@@ -63,6 +89,3 @@ def _judge(run: WatchedRun) -> bool:
             break
     if run.rules.over:
         run.finish()
-    else:
-        run.close()
-    return bool(run.rules.rules)

@@ -48,6 +48,8 @@ class Decision:
             "id": self.id, "alert": self.rule.name, "rule": self.rule.id, "state": self.state, "stream": dict(self.stream), "at": self.at,
             "trigger": list(self.trigger), "inputs": dict(self.inputs), "reason": self.reason,
         }  # fmt: skip
+        if self.rule.notification != "none":
+            body["notification"] = self.rule.notification
         return body if self.cursor is None else body | {"cursor": dict(self.cursor)}
 
 
@@ -67,11 +69,15 @@ def next_multiple(step: float, moment: float) -> float:
     return k * step
 
 
+Tell = Callable[["Stream", float, tuple[str, int], int], None]
+"""Told of a stream: the moment, the record, and 1 where it fires, -1 where it is resolved, 0 for its first record."""
+
+
 @dataclass(slots=True)
 class Timeline:
     """What all streams of a run share: its id, when the machine was suspended, where decisions go.
 
-    `cursor` is set while time alone decides. Before `wake`, time alone changes nothing.
+    `cursor` is set while time alone decides. Before `wake`, time alone changes nothing. `tell` hears of streams' first records and changes.
     """
 
     run: str
@@ -79,11 +85,12 @@ class Timeline:
     decided: list[Decision] = field(default_factory=list)
     cursor: Mapping[str, int] | None = None
     wake: float = _FOREVER
+    tell: Tell | None = None
 
     def due(self, base: float, span: float) -> float:
         """Return when `span` seconds awake have passed since `base`."""
         due = base + span
-        for start, end in self.suspended:
+        for start, end in self.suspended if span else ():  # what needs no time does not wait
             if start < due and end > base:
                 due += end - max(start, base)
         return due
@@ -100,6 +107,7 @@ class Stream:
         self.firing = False
         self.due = _FOREVER
         self.ended = False
+        self._begun = False
         self._base = 0.0
         self._trigger = ("", 0)
         self._why: tuple[str, dict[str, Any]] = ("", {})
@@ -122,6 +130,13 @@ class Stream:
                 self._change(moment)
             else:
                 self._set_due(self._line.due(moment, span))
+
+    def begin(self, moment: float, trigger: tuple[str, int]) -> None:
+        """Have it told that the stream has its first record, once."""
+        if not self._begun:
+            self._begun = True
+            if self._line.tell is not None:
+                self._line.tell(self, moment, trigger, 0)
 
     @property
     def next_due(self) -> float:
@@ -156,9 +171,11 @@ class Stream:
     def _change(self, at: float) -> None:
         self.firing = not self.firing
         self._count += 1
+        line, rule = self._line, self.rule
+        if line.tell is not None:
+            line.tell(self, at, self._trigger, 1 if self.firing else -1)
         if self._count > MOST_DECISIONS:
             return
-        line, rule = self._line, self.rule
         state = "firing" if self.firing else "resolved"
         reason, inputs = self._why
         span = rule.hold if self.firing else rule.clear_after

@@ -11,27 +11,35 @@ from dataclasses import replace
 from typing import Any
 
 from simspool.spool import Kind
+from simspool.spool.alert_definition import REFERENCE_RULE
 from simspool.spool.frames import BOOT, HAS_TIME, HAS_TIMESTAMP, SEQ, STEP, MetricBatch, Record
+from simspool.spool.own_time import as_float, own_time
 from simspool.spool.runstate import AGENTS
 from simspool.spool.segment_header import SegmentHeader
 
+from .composed import Composed
+from .curves import Curve, Curves, ReferenceStream
 from .decisions import Decision, Stream, Timeline
 from .events import EventStream, UserStream
-from .hosts import HostStreams, Point
+from .gathered import Gathered
 from .progress import ProgressStream
 from .rules import PROGRESS_RULE, InvalidRule, Rule, parse_rule
+from .sinks import Point, as_deviations, in_order, with_beginning
 from .windows import PointStream, make_stream
 
 _INF = math.inf
 _METRIC_KINDS = frozenset({Kind.METRICS_JSON, Kind.RESOURCES_JSON})
 _RESOURCE_KINDS = frozenset({Kind.RESOURCES, Kind.RESOURCES_JSON})
 _MOST_TEXT = 1000
+_INBOX = "inbox"  # the role of writers that hold lines of inbox files
+_HELD_BACK = 0.1  # s between looks, while the end of a writer that is gone is not recorded yet
+_Columns = tuple[list[tuple[int, Point]], list[tuple[int, Point]]]  # where in a row, and what takes it; those that take the step too
 
 
 class _Writer:
     """What is known of one writer of the run."""
 
-    __slots__ = ("columns", "ended", "events", "last", "opened", "role", "sequence", "streams")
+    __slots__ = ("by_file", "columns", "ended", "events", "file", "last", "opened", "role", "sequence", "streams")
 
     def __init__(self, role: str) -> None:
         self.role = role
@@ -40,29 +48,41 @@ class _Writer:
         self.last = -_INF  # the moment of its last record
         self.ended = False
         self.streams: dict[tuple[str, str], PointStream] = {}  # by rule and metric
-        self.columns: dict[tuple[Any, ...], list[tuple[int, Point]]] = {}
+        self.file = ""  # of an inbox writer: from where its records are
+        self.columns: dict[tuple[Any, ...], _Columns] = {}
+        self.by_file = {"": self.columns}
         self.events: list[EventStream] = []
+
+    def read_from(self, file: str) -> None:
+        """The records that follow are from another inbox file."""
+        self.file, self.columns = file, self.by_file.setdefault(file, {})
 
 
 class RunRules:
     """The rules of a run, and the state of each.
 
-    `known` are rules that are known from the beginning (for a second reading, see `stale`). Feed each writer's items in order; then
-    `tick` with a moment before which nothing is missing.
+    `known` are rules that are known from the beginning (for a second reading, see `stale`); `curves` gets what `deviates from reference`
+    compares with. Feed each writer's items in order; then `tick` with a moment before which nothing is missing.
     """
 
-    def __init__(self, run: str, known: Iterable[Rule] = ()) -> None:
+    def __init__(self, run: str, known: Iterable[Rule] = (), curves: Curves | None = None) -> None:
         self.run = run
         self.rules: dict[str, Rule] = {}
         self.problems: dict[str, str] = {}
+        self.across: dict[str, Rule] = {}  # those about several runs
         self.stale = False  # a rule came too late for records that it is to judge: read everything again, with `known=rules.values()`
         self._line = Timeline(run)
         self._writers: dict[str, _Writer] = {}
         self._dead: dict[str, tuple[float, float | None]] = {}  # said by survivor records: after which sequence a writer ended, and when
-        self._hosts = HostStreams(self._line)
+        self._hosts = Gathered(self._line, lives_on=False)
+        self._inbox = Gathered(self._line, lives_on=True)
+        self._composed = Composed(self._line)
+        self._line.tell = self._composed.told
+        self._get_curve = curves
+        self._curves: dict[str, Curve] = {}  # by rule
         self._names: dict[str, Rule] = {}
         self._users: dict[tuple[str, str], UserStream] = {}
-        self._unknown: list[tuple[str, str, float, str, int]] = []  # user states of alerts that are not known yet
+        self._unknown: list[tuple[str, str, str, float, str, int]] = []  # user states of alerts that are not known yet
         self._progress: dict[str, ProgressStream] = {}
         self._matchers: dict[str, Callable[[str], bool]] = {}
         self._metric_rules: list[Rule] = []
@@ -88,6 +108,10 @@ class RunRules:
                 self.rules[rule.id] = self._names[rule.name] = rule
                 self.stale = True
             return
+        if rule.when is not None and any(s.rule.name in rule.when.names for s in self._all()):
+            self.stale = True  # what those did so far was told to nobody
+        if rule.source == "user" and rule.name in self._composed.names and any(said[2] in {rule.name, rule.id} for said in self._unknown):
+            self.stale = True  # composed alerts may have been judged without what was said of it before
         self._add(rule)
         for name, fed in self._writers.items():
             others = name != rule.origin[0] or rule.body.get("since") is not None
@@ -106,13 +130,32 @@ class RunRules:
             for name, writer in self._writers.items():
                 self._listen(rule, name, writer)
             return
+        if rule.source == "alerts":
+            self._composed.add(rule)
+            if rule.runs is not None:
+                self.across[rule.id] = rule
+            return
+        if rule.rule == REFERENCE_RULE and not self._fetch(rule):
+            return
         self._matchers[rule.id] = rule.matcher()
         if rule.rule == PROGRESS_RULE:
             self._watch_progress(rule)
         else:
             self._metric_rules.append(rule)
         for writer in self._writers.values():
-            writer.columns.clear()
+            for columns in writer.by_file.values():
+                columns.clear()
+
+    def _fetch(self, rule: Rule) -> bool:
+        """Get the curve that a rule compares with; False where it cannot be had, and the rule has no verdict."""
+        try:
+            if self._get_curve is None:
+                raise LookupError("no curves are read here")
+            self._curves[rule.id] = self._get_curve(rule.reference)
+        except LookupError as error:
+            self.problems[rule.name[:200]] = f"it is not judged, its reference cannot be read: {error.args[0]}"
+            return False
+        return True
 
     def _watch_progress(self, rule: Rule) -> None:
         stream = self._progress[rule.id] = ProgressStream(rule, self._line, rule.since or 0.0)
@@ -124,13 +167,19 @@ class RunRules:
                 stream.closed(writer.last, name)
 
     def _listen(self, rule: Rule, name: str, writer: _Writer) -> None:
+        if writer.role == _INBOX:
+            return
         since, after = _bounds(rule, name)
         writer.events.append(EventStream(rule, {"writer": name}, self._line, since, after))
+
+    def follow(self) -> None:
+        """From now on, the lines of inbox files come as they are copied: they are judged at once, and not with the next tick."""
+        self._inbox.in_order = True
 
     # ------------------------------------------------------------------ feeding
 
     def feed(self, writer_id: str, header: SegmentHeader, item: MetricBatch | Record, role: str) -> None:
-        """Take a writer's next item. `role` is how it opened the run: creator, attach, reconnect, fork, re-entrant or agent."""
+        """Take a writer's next item. `role` is how it opened the run: creator, attach, reconnect, fork, re-entrant, agent or inbox."""
         writer = self._writers.get(writer_id)
         if writer is None:
             writer = self._writers[writer_id] = _Writer(role)
@@ -156,7 +205,8 @@ class RunRules:
         if writer.opened == _INF:
             writer.opened = moment
             if writer.role not in AGENTS:
-                self._hosts.opened(moment, writer_id)
+                for part in (self._hosts, self._inbox, self._composed):
+                    part.opened(moment, writer_id)
                 for stream in self._progress.values():
                     stream.opened(moment, writer_id)
 
@@ -164,10 +214,11 @@ class RunRules:
         is_sample = batch.kind in _RESOURCE_KINDS
         names = batch.shape.names
         key = (names, is_sample, batch.values_at)
-        columns = writer.columns.get(key)
-        if columns is None:
-            columns = writer.columns[key] = self._columns(writer, writer_id, header, names, batch.values_at, is_sample)
-        if columns:
+        found = writer.columns.get(key)
+        if found is None:
+            found = writer.columns[key] = self._columns(writer, writer_id, header, names, batch.values_at, is_sample)
+        columns, stepped = found
+        if columns or stepped:
             origin, rows = header.origin_boot, batch.rows
             timed, stamped = batch.flags & HAS_TIME, batch.flags & HAS_TIMESTAMP
             start = header.wall_ns(origin) if stamped else 0
@@ -180,32 +231,57 @@ class RunRules:
                 trigger = (writer_id, row[SEQ])
                 for at, point in columns:
                     point(moment, time, float(row[at]), trigger)
-        if not is_sample and writer.role != "agent":
+                if stepped:
+                    for at, point in stepped:
+                        point(moment, time, float(row[at]), trigger, row[STEP])
+        if self._progress and not is_sample and writer.role != "agent":
             self._note_progress(writer_id, header, names, [(row[BOOT], row[SEQ], row[STEP]) for row in batch.rows])
 
     def _columns(
         self, writer: _Writer, writer_id: str, header: SegmentHeader, names: tuple[str, ...], values_at: int, is_sample: bool
-    ) -> list[tuple[int, Point]]:
-        found = []
-        for i, name in enumerate(names):
-            found += [(values_at + i, p) for p in self._points(writer, writer_id, header, name, is_sample)]
-        return found
+    ) -> _Columns:
+        plain: list[tuple[int, Point]] = []
+        stepped: list[tuple[int, Point]] = []
+        for at, name in enumerate(names, values_at):
+            for point, with_step in self._points(writer, writer_id, header, name, is_sample):
+                (stepped if with_step else plain).append((at, point))
+        return plain, stepped
 
-    def _points(self, writer: _Writer, writer_id: str, header: SegmentHeader, name: str, is_sample: bool) -> list[Point]:
-        """What takes a metric's points: the streams of its writer, or, for samples of agents, of the host."""
-        by_host = is_sample and writer.role == "agent"
-        streams = self._hosts.streams(header.host) if by_host else writer.streams
-        found: list[Point] = []
+    def _points(
+        self, writer: _Writer, writer_id: str, header: SegmentHeader, name: str, is_sample: bool
+    ) -> list[tuple[Point, bool]]:
+        """What takes a metric's points, and whether with the step: the streams of its writer, or of what agents gather."""
+        gathered, key = None, {"writer": writer_id}
+        if writer.role == _INBOX:
+            gathered, key = self._inbox, {"inbox": writer.file}
+        elif is_sample and writer.role == "agent":
+            gathered, key = self._hosts, {"host": header.host}
+        streams = writer.streams if gathered is None else gathered.streams(next(iter(key.values())))
+        found: list[tuple[Point, bool]] = []
         for rule in self._metric_rules:
-            if (rule.id, name) not in streams:
+            bounds = _bounds(rule, writer_id)
+            stream = streams.get((rule.id, name))
+            if stream is None:
                 if not self._matchers[rule.id](name):
                     continue
-                key = {"host": header.host, "metric": name} if by_host else {"writer": writer_id, "metric": name}
-                since, after = _bounds(rule, writer_id)
-                streams[rule.id, name] = make_stream(rule, key, self._line, since, after)
-            stream = streams[rule.id, name]
-            found.append(self._hosts.take(stream) if by_host else stream.point)
+                stream = streams[rule.id, name] = self._make(rule, key | {"metric": name}, bounds if gathered is None else (-_INF, 0))
+            assert isinstance(stream, PointStream)
+            point, with_step = self._sink(stream)
+            found.append((point if gathered is None else in_order(gathered, stream, point, bounds), with_step))
         return found
+
+    def _make(self, rule: Rule, key: Mapping[str, str], bounds: tuple[float, int]) -> PointStream:
+        curve = self._curves.get(rule.id)
+        return make_stream(rule, key, self._line, *bounds) if curve is None else ReferenceStream(rule, key, self._line, *bounds, curve)
+
+    def _sink(self, stream: PointStream) -> tuple[Point, bool]:
+        """Return what takes a stream's points when their time has come, and whether it takes their step too."""
+        point: Point = stream.point
+        if stream.rule.name in self._composed.names:
+            point = with_beginning(stream, point)
+        if isinstance(stream, ReferenceStream):
+            return as_deviations(stream, point), not stream.rule.by_time
+        return point, False
 
     def _note_progress(
         self, writer_id: str, header: SegmentHeader, names: Iterable[str], records: list[tuple[int, int, Any]]
@@ -228,6 +304,8 @@ class RunRules:
             if isinstance(message, str):
                 for stream in writer.events:
                     stream.message(moment, message, trigger)
+                if writer.role == _INBOX:
+                    self._inbox_message(writer.file, moment, message, trigger)
         elif kind == Kind.ALERT:
             try:
                 self.add(parse_rule(body, trigger), moment)
@@ -236,11 +314,31 @@ class RunRules:
         elif kind == Kind.ALERT_STATE and writer.role != "agent":
             name, state = body.get("alert"), body.get("state")
             if isinstance(name, str) and isinstance(state, str):
-                self._user_state(writer_id, name, moment, state, record.seq)
+                self._user_state(writer.file, writer_id, name, moment, state, record.seq)
         elif kind == Kind.CLOSE:
+            writer.sequence = record.seq
             self.ended(writer_id, moment)
+        elif kind == Kind.INBOX:
+            if writer.role == _INBOX:
+                writer.read_from(str(body.get("file")))
         else:
+            if kind == Kind.DECISION and writer.role == "agent":
+                self._take_note(body, moment, trigger)
             self.foresee(kind, body)
+
+    def _inbox_message(self, file: str, moment: float, message: str, trigger: tuple[str, int]) -> None:
+        for rule in self._event_rules:
+            stream = self._inbox.stream(file, rule.id, "", lambda rule=rule: EventStream(rule, {"inbox": file}, self._line, -_INF, 0))  # type: ignore[misc]
+            since, after = _bounds(rule, trigger[0])
+            if moment >= since and trigger[1] > after:
+                self._inbox.later(stream, stream.message, moment, trigger, message, trigger)
+
+    def _take_note(self, body: Mapping[str, Any], moment: float, trigger: tuple[str, int]) -> None:
+        elsewhere = body.get("elsewhere")
+        if isinstance(elsewhere, dict):
+            rule, alerts = elsewhere.get("rule"), elsewhere.get("alerts")
+            if isinstance(rule, str) and isinstance(alerts, dict):
+                self._composed.noted(rule, alerts, moment, trigger)
 
     def foresee(self, kind: int, body: Mapping[str, Any]) -> None:
         """Take from an agent's record what is known of the run's time: suspensions, and the ends of writers that died.
@@ -264,26 +362,31 @@ class RunRules:
         values = body.get("values")
         if not isinstance(values, dict):
             return
-        is_sample, time = record.kind in _RESOURCE_KINDS, _own_time(body, header, moment)
+        is_sample, time = record.kind in _RESOURCE_KINDS, own_time(body, header, moment)
+        step = body.get("step")
+        reached = as_float(step) if isinstance(step, int) else -_INF
         for name, value in values.items():
             if isinstance(value, (int, float)):
-                for point in self._points(writer, writer_id, header, name, is_sample):
-                    point(moment, time, _as_float(value), (writer_id, record.seq))
-        step = body.get("step")
+                for point, with_step in self._points(writer, writer_id, header, name, is_sample):
+                    point(moment, time, as_float(value), (writer_id, record.seq), *([reached] if with_step else ()))
         if not is_sample and writer.role != "agent":
-            reached = _as_float(step) if isinstance(step, int) else -_INF
             self._note_progress(writer_id, header, values, [(record.boot_ns, record.seq, reached)])
 
-    def _user_state(self, writer_id: str, name: str, moment: float, state: str, sequence: int) -> None:
+    def _user_state(self, file: str, writer_id: str, name: str, moment: float, state: str, sequence: int) -> None:
+        """A state was said in a writer, or, where `file` is not empty, in a line of that inbox file."""
         rule = self._names.get(name) or self.rules.get(name)
+        trigger = writer_id, sequence
         if rule is None:
             if len(self._unknown) < _MOST_TEXT:
-                self._unknown.append((writer_id, name, moment, state, sequence))
+                self._unknown.append((file, writer_id, name, moment, state, sequence))
+        elif rule.source == "user" and file:
+            gathered = self._inbox.stream(file, rule.id, "", lambda: UserStream(rule, {"inbox": file}, self._line))
+            self._inbox.later(gathered, gathered.said, moment, trigger, state, trigger)
         elif rule.source == "user":
             stream = self._users.get((rule.id, writer_id))
             if stream is None:
                 stream = self._users[rule.id, writer_id] = UserStream(rule, {"writer": writer_id}, self._line)
-            stream.said(moment, state, (writer_id, sequence))
+            stream.said(moment, state, trigger)
 
     # ------------------------------------------------------------------ time
 
@@ -303,6 +406,8 @@ class RunRules:
         if writer.role in AGENTS:
             return
         self._hosts.closed(at, writer_id)
+        self._inbox.closed(at, writer_id)
+        self._composed.ended(at, writer_id, writer.sequence)
         for progress in self._progress.values():
             progress.closed(at, writer_id)
 
@@ -334,10 +439,14 @@ class RunRules:
                 stream.suspended()
 
     def _all(self) -> list[Stream]:
+        return [*self._simple(), *self._composed.streams.values()]
+
+    def _simple(self) -> list[Stream]:
+        """All streams but those of composed alerts."""
         found: list[Stream] = [*self._progress.values(), *self._users.values()]
         for writer in self._writers.values():
             found += [*writer.streams.values(), *writer.events]
-        return found + self._hosts.all()
+        return found + self._hosts.all() + self._inbox.all()
 
     @property
     def wake(self) -> float:
@@ -354,10 +463,16 @@ class RunRules:
         line.wake = _INF
         try:
             self._hosts.advance(now)
-            for stream in self._all():
+            self._inbox.advance(now)
+            for stream in self._simple():
                 if not stream.ended and stream.key.get("writer") not in gone:
                     stream.advance(now)
                     line.wake = min(line.wake, stream.next_due)
+            # what a writer that is gone did last is known when its end is recorded
+            known = min([now, *(self.last_moment(writer) for writer in gone)])
+            self._composed.advance(known)
+            if self._composed.streams:
+                line.wake = min(line.wake, max(self._composed.next_due, known if known == now else now + _HELD_BACK))
         finally:
             line.cursor = None
 
@@ -365,6 +480,10 @@ class RunRules:
         """Return what was decided since the last take, in the order of moments."""
         found, self._line.decided = self._line.decided, []
         return sorted(found, key=lambda d: (d.at, d.rule.id, d.trigger))
+
+    def all_firing(self) -> set[str]:
+        """Return the ids of the rules of which a stream is firing."""
+        return {s.rule.id for s in self._all() if s.firing}
 
     def firing(self, rule: str) -> bool:
         """Say whether a stream of a rule (by id) is firing."""
@@ -378,32 +497,3 @@ def _bounds(rule: Rule, writer: str) -> tuple[float, int]:
     if rule.origin[0] == writer:
         return -_INF, rule.origin[1]
     return rule.since or 0.0, 0
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return _INF if value > 0 else -_INF
-
-
-def _own_time(body: Mapping[str, Any], header: SegmentHeader, moment: float) -> float:
-    time, stamp = body.get("time"), body.get("timestamp")
-    if isinstance(time, (int, float)):
-        found = _as_float(time)
-        return found if math.isfinite(found) else moment
-    micros: int | None = stamp if isinstance(stamp, int) else None
-    if isinstance(stamp, str):
-        micros = _parse_stamp(stamp)
-    return moment if micros is None else (micros * 1000 - header.wall_ns(header.origin_boot)) / 1e9
-
-
-def _parse_stamp(text: str) -> int | None:
-    from datetime import UTC, datetime, timedelta
-
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found
-    return (found - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

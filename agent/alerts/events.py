@@ -26,6 +26,7 @@ class EventStream(TimedStream):
         if moment < self.since or trigger[1] <= self.after or self.ended or not self._matches(text):
             return
         self._arrive(moment)
+        self.begin(moment, trigger)
         self._last = trigger, text[:_SHOWN]
         if self._evaluate_at == math.inf:
             self._first = self._last
@@ -67,4 +68,5 @@ class UserStream(Stream):
     def said(self, moment: float, state: str, trigger: tuple[str, int]) -> None:
         """The script said a state."""
         if not self.ended:
+            self.begin(moment, trigger)
             self.judge(moment, state == "critical", trigger, lambda: (f"the script said {state}", {}))

@@ -126,6 +126,8 @@ class ProgressStream(Stream):
             self._open.add(writer)
         elif not self.by_step or step > self._step:
             self._step = max(step, self._step)
+            if not self._open:  # what is copied from an inbox behind the run's end
+                return
             self._last = moment, (writer, sequence)
             self.judge(moment, False, (writer, sequence), self._why_now)
 

@@ -15,6 +15,7 @@ from simspool.spool.frames import BOOT, MetricBatch, Record
 from simspool.spool.process import is_alive, this_host
 from simspool.spool.segment_header import SegmentHeader
 
+from .curves import Curves, curves_of
 from .decisions import Decision
 from .engine import RunRules
 from .rules import Rule
@@ -104,23 +105,26 @@ def _pieces(item: MetricBatch | Record) -> Iterator[MetricBatch | Record]:
         yield MetricBatch(item.kind, item.shape, item.flags, item.rows[at : at + _PIECE])
 
 
-def judge(run: RunFolder, known: Iterable[Rule] | None = None, *, now: float | None = None) -> Judged:
+def judge(
+    run: RunFolder, known: Iterable[Rule] | None = None, *, now: float | None = None, curves: Curves | None = None
+) -> Judged:  # fmt: skip
     """Judge all that a run has recorded: by its own rules, or by those of `known` alone, from the run's beginning.
 
     `now` (run seconds) is the moment up to which time alone may have decided; by default, the present while a process of the run
-    lives, else its last record. Unreadable writers are named in `problems`.
+    lives, else its last record. `curves` has the references; by default, those that are kept with the run. Unreadable writers are named
+    in `problems`.
     """
     own: list[Rule] = []
     for _ in range(3):
-        judged = _judge(run, own if known is None else list(known), only=known is not None, now=now)
+        judged = _judge(run, own if known is None else list(known), only=known is not None, now=now, curves=curves or curves_of(run))
         if not judged.rules.stale:
             break
         own = list(judged.rules.rules.values())
     return judged
 
 
-def _judge(run: RunFolder, known: list[Rule], *, only: bool, now: float | None) -> Judged:
-    judged = Judged(RunRules(run.id, known))
+def _judge(run: RunFolder, known: list[Rule], *, only: bool, now: float | None, curves: Curves) -> Judged:
+    judged = Judged(RunRules(run.id, known, curves))
     rules = judged.rules
     sources = [_Source(run, w, judged.problems) for w in run.writer_ids()]
     for source in sources:

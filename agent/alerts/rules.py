@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from simspool.spool.alert_definition import AGGREGATIONS, RULES, SOURCES
+from simspool.spool import InvalidRecord, alert_expression
+from simspool.spool.alert_definition import AGGREGATIONS, REFERENCE_RULE, RULES, SOURCES
+from simspool.spool.alert_expression import Expression
+from simspool.spool.reference_curve import AXES
 
 THRESHOLD_RULES = ("is above", "is below")
 RANGE_RULES = ("is inside range", "is outside range")
@@ -48,6 +51,12 @@ class Rule:
     hysteresis: float = 0.0
     clear_after: float | None = None
     pattern: str | None = None
+    when: Expression | None = field(default=None, compare=False, hash=False)
+    runs: str | None = None
+    reference: str = ""
+    tolerance: float = 0.0
+    relative_tolerance: float = 0.0
+    by_time: bool = False
     origin: tuple[str, int] = ("", 0)
     moment: float = 0.0
     body: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
@@ -68,12 +77,21 @@ class Rule:
             return "set by the script"
         if self.source == "events":
             return f"an event contains {self.pattern!r}"
+        if self.when is not None:
+            return self.when.text if self.runs is None else f"{self.when.text}, in {self.runs or 'all runs'}"
         if self.rule == PROGRESS_RULE:
             return f"no {'point of ' + self.metric if self.metric else 'step'} for {self.window:g} s"
         if self.rule == FINITE_RULE:
             return f"{self.metric} is not finite"
+        if self.rule == REFERENCE_RULE:
+            return f"{self.metric}: {self.aggregation} over {self.window:g} s deviates from the reference by more than {self.allowed()}"
         what = f"{self.metric}: rate" if self.rule in RATE_RULES else f"{self.metric}: {self.aggregation}"
         return f"{what} over {self.window:g} s {self.condition()}"
+
+    def allowed(self) -> str:
+        """Return the tolerance in words."""
+        parts = [f"{self.tolerance:g}"] if self.tolerance else []
+        return " + ".join([*parts, f"{self.relative_tolerance:g} of it"] if self.relative_tolerance else parts)
 
     def condition(self) -> str:
         """Return the comparison in words: `is above 3`."""
@@ -140,6 +158,8 @@ def parse_rule(body: Mapping[str, Any], origin: tuple[str, int] = ("", 0)) -> Ru
         "hold": _seconds(definition, "hold") or 0.0,
         "clear_after": _seconds(definition, "clear_after"),
     }
+    if source == "alerts":
+        return _parse_composed(definition, common)
     if source == "events":
         pattern = _text(definition, "pattern")
         message_matcher(pattern)
@@ -148,6 +168,8 @@ def parse_rule(body: Mapping[str, Any], origin: tuple[str, int] = ("", 0)) -> Ru
     metric = _text(definition, "metric") if rule != PROGRESS_RULE or definition.get("metric") is not None else None
     common |= {"rule": rule, "metric": metric, "window": _seconds(definition, "window", positive=True) or 5.0}
     common["clear_after"] = common["clear_after"] or 0.0
+    if rule == REFERENCE_RULE:
+        return _parse_reference(definition, common)
     if rule in RANGE_RULES:
         low, high = _number(definition, "range_low"), _number(definition, "range_high")
         if low is None or high is None or not low < high:
@@ -165,6 +187,28 @@ def parse_rule(body: Mapping[str, Any], origin: tuple[str, int] = ("", 0)) -> Ru
     if rule not in RATE_RULES:
         common["aggregation"] = _choice(definition, "aggregation", AGGREGATIONS, "average")
     return Rule(**common)
+
+
+def _parse_composed(definition: Mapping[str, Any], common: dict[str, Any]) -> Rule:
+    try:
+        when = alert_expression.parse(_text(definition, "when"))
+    except InvalidRecord as error:
+        raise InvalidRule(str(error)) from None
+    runs = definition.get("runs")
+    if runs is not None and not isinstance(runs, str):
+        raise InvalidRule(f"runs must be text, not {runs!r}"[:200])
+    del common["frequency"]
+    common["clear_after"] = common["clear_after"] or 0.0
+    return Rule(**common, when=when, runs=runs)
+
+
+def _parse_reference(definition: Mapping[str, Any], common: dict[str, Any]) -> Rule:
+    aggregation = _choice(definition, "aggregation", tuple(a for a in AGGREGATIONS if a != "sum"), "average")
+    return Rule(
+        **common, high=0.0, aggregation=aggregation, reference=_text(definition, "reference"),
+        tolerance=_seconds(definition, "tolerance") or 0.0, relative_tolerance=_seconds(definition, "relative_tolerance") or 0.0,
+        by_time=_choice(definition, "xaxis", AXES, "step") == "time",
+    )  # fmt: skip
 
 
 def message_matcher(pattern: str) -> Callable[[str], bool]:

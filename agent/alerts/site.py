@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,16 +19,19 @@ from typing import Any
 
 from simspool.agent.exit_codes import ExitCode
 from simspool.agent.sync import Selection
-from simspool.spool import InvalidRecord, SpoolError, alert_definition, runstate
+from simspool.sdk.reference import curve_from_file
+from simspool.spool import InvalidRecord, SpoolError, alert_definition, run_filter, runstate
 
+from .references import Reference
 from .rules import InvalidRule, parse_rule
 
 _LONGEST = 1 << 20  # bytes of a file
 _DEFINITION = (
     "rule", "metric", "threshold", "range_low", "range_high", "aggregation", "window", "frequency", "hold", "hysteresis", "clear_after",
-    "pattern",
+    "pattern", "when", "runs", "tolerance", "relative_tolerance", "xaxis",
 )  # fmt: skip
-_KEYS = ("name", "source", "description", "notification", "abort", "where", *_DEFINITION)
+_KEYS = ("name", "source", "description", "notification", "abort", "where", "reference", *_DEFINITION)
+_LATER = "0" * 64  # in place of the digest of a curve that is made for each run
 _ALL = Selection()
 _TERMS = "folder=PATH, tag=TAG, name=GLOB or metadata.KEY=VALUE"
 
@@ -57,38 +59,21 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True)
 class SiteAlert:
-    """An alert of the site: `body` is what is recorded in the runs that `matcher` means; `where` is the filter as it was written."""
+    """An alert of the site: `body` is what is recorded in the runs that `matcher` means; `where` is the filter as it was written.
+
+    With a `reference`, the body still lacks the curve (see references.with_curve).
+    """
 
     body: Mapping[str, Any]
     matcher: Matcher
     where: str = ""
+    reference: Reference | None = None
 
 
 def parse_where(text: str) -> Matcher:
-    """Return the filter in a text such as `folder=/a tag=x name="orbit *" metadata.kind=test`. Raises ValueError."""
-    folder: str | None = None
-    tags: list[str] = []
-    names: list[str] = []
-    where: list[tuple[str, str]] = []
-    for term in shlex.split(text):
-        key, sign, value = term.partition("=")
-        if not sign or not value:
-            raise ValueError(f"{term!r} is no term of a filter: use {_TERMS}")
-        if key == "folder":
-            if folder is not None:
-                raise ValueError("a run is in one folder: give folder= once")
-            if not value.startswith("/"):
-                raise ValueError(f"a folder begins with /, not {value!r}")
-            folder = value
-        elif key == "tag":
-            tags.append(value)
-        elif key == "name":
-            names.append(value)
-        elif key.startswith("metadata.") and len(key) > len("metadata."):
-            where.append((key.removeprefix("metadata."), value))
-        else:
-            raise ValueError(f"there is no {key!r} to filter by: use {_TERMS}")
-    return Matcher(Selection((), folder, tuple(tags), tuple(where)), tuple(names))
+    """Return the filter in a text such as `folder=/a tag=x name="orbit *" metadata.kind=test`. Raises InvalidRecord (a ValueError)."""
+    found = run_filter.parse(text)
+    return Matcher(Selection((), found.folder, found.tags, found.metadata), found.names)
 
 
 def load(path: str) -> list[SiteAlert]:
@@ -108,10 +93,11 @@ def load(path: str) -> list[SiteAlert]:
         raise InvalidSiteFile(f"{path} has {next(iter(content))!r}, which means nothing here: alerts are tables [[alerts]]")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise InvalidSiteFile(f"{path}: alerts must be tables: write [[alerts]] above each")
-    return [_alert(f"{path}, alert {n}", table) for n, table in enumerate(tables, 1)]
+    folder = os.path.dirname(os.path.abspath(path))
+    return [_alert(f"{path}, alert {n}", folder, table) for n, table in enumerate(tables, 1)]
 
 
-def _alert(what: str, table: dict[str, Any]) -> SiteAlert:
+def _alert(what: str, folder: str, table: dict[str, Any]) -> SiteAlert:
     name = table.get("name")
     if isinstance(name, str):
         what = f"{what} ({name!r})"
@@ -123,36 +109,65 @@ def _alert(what: str, table: dict[str, Any]) -> SiteAlert:
         raise InvalidSiteFile(f"{what}: abort must be true or false, not {abort!r}")
     if not isinstance(where, str):
         raise InvalidSiteFile(f"{what}: where must be text, not {where!r}: use {_TERMS}")
-    source = table.get("source", "events" if "pattern" in table else "metrics")
+    source = table.get("source", "events" if "pattern" in table else "alerts" if "when" in table else "metrics")
     if source == "user":
-        raise InvalidSiteFile(f"{what}: source 'user' is for scripts, which set its state: use metrics or events")
+        raise InvalidSiteFile(f"{what}: source 'user' is for scripts, which set its state: use metrics, events or alerts")
+    reference = _reference(what, folder, table.get("reference"))
+    given = {key: table[key] for key in _DEFINITION if key in table} | ({"reference": _LATER} if reference else {})
     try:
         body = alert_definition.define(
-            name, source, description=table.get("description"), notification=table.get("notification", "none"), trigger_abort=abort,
-            **{key: table[key] for key in _DEFINITION if key in table},
-        )  # fmt: skip
+            name, source, description=table.get("description"), notification=table.get("notification", "none"), trigger_abort=abort, **given
+        )
         parse_rule(body)  # RE2 is not Python's
-        matcher = parse_where(where)
     except (InvalidRecord, InvalidRule) as error:
         raise InvalidSiteFile(f"{what}: {error}") from None
-    except ValueError as error:
+    try:
+        matcher = parse_where(where)
+    except InvalidRecord as error:
         raise InvalidSiteFile(f"{what}: where: {error}") from None
-    return SiteAlert(body | {"by": "site", "since": 0.0}, matcher, where)
+    if reference is not None and reference.kind == "file":
+        try:
+            curve_from_file(reference.text)
+        except SpoolError as error:
+            raise InvalidSiteFile(f"{what}: {error}") from None
+    return SiteAlert(body | {"by": "site", "since": 0.0}, matcher, where, reference)
+
+
+def _reference(what: str, folder: str, given: Any) -> Reference | None:
+    """Return what a table compares with; a file's path is relative to the folder of the file of alerts."""
+    if given is None:
+        return None
+    kind, text = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", None)
+    if kind not in {"run", "file"} or not isinstance(text, str) or not text:
+        raise InvalidSiteFile(f'{what}: reference must be {{ run = "NAME" }} or {{ file = "FILE" }}, not {given!r}'[:400])
+    return Reference(kind, os.path.join(folder, text) if kind == "file" else text, what)
+
+
+def meant(alerts: list[SiteAlert], state: Mapping[str, Any]) -> list[SiteAlert]:
+    """Return those for a run of this folded state; of several with one name, the first that matches."""
+    found: dict[str, SiteAlert] = {}
+    for alert in alerts:
+        if alert.body["name"] not in found and alert.matcher.matches(state):
+            found[alert.body["name"]] = alert
+    return list(found.values())
 
 
 def matching(alerts: list[SiteAlert], state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the bodies for a run of this folded state; of several with one name, the first that matches."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for alert in alerts:
-        if alert.body["name"] not in found and alert.matcher.matches(state):
-            found[alert.body["name"]] = alert.body
-    return list(found.values())
+    """Return the bodies of those for a run of this folded state, to be recorded as they are.
+
+    Raises InvalidSiteFile for one with a reference, whose curve an agent makes for each run.
+    """
+    found = meant(alerts, state)
+    for alert in found:
+        if alert.reference is not None:
+            raise InvalidSiteFile(f"{alert.reference.said_by}: a reference is for the agent's own file of alerts ([agent] alerts)")
+    return [alert.body for alert in found]
 
 
 class SiteFile:
     """The rules of a file, read again when it changes. A file that became unusable leaves the rules as they were, and is reported.
 
-    Calling it gives a run's bodies (see `matching`). Raises InvalidSiteFile when it is made; `lenient` reports that too, and has no
+    Calling it gives a run's alerts (see `meant`). Raises InvalidSiteFile when it is made; `lenient` reports that too, and has no
     rules until the file is usable.
     """
 
@@ -168,9 +183,9 @@ class SiteFile:
             self._read = self._stamp()
             self._alerts = load(self.path)
 
-    def __call__(self, state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Return the bodies for a run of this folded state. Safe to call from any thread."""
-        return matching(self._alerts, state)
+    def __call__(self, state: Mapping[str, Any]) -> list[SiteAlert]:
+        """Return those for a run of this folded state. Safe to call from any thread."""
+        return meant(self._alerts, state)
 
     def __len__(self) -> int:
         return len(self._alerts)

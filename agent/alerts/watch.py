@@ -10,12 +10,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from typing import Any
 
 from simspool.agent.live import LiveWriter
 from simspool.agent.notes import RunNotes
 from simspool.spool import Spool, SpoolError, ids
 
+from .elsewhere import Elsewhere, Seen
+from .references import References
 from .watched import SLACK, Acts, SiteRules, WatchedRun, WatchedWriter
 
 _GATHER = 0.002  # s: news is gathered for so long while there is much of it
@@ -37,9 +40,12 @@ class Watch:
     """
 
     def __init__(
-        self, spool: Spool, notes: RunNotes, acts: Acts, *, site: SiteRules | None = None, report: Callable[[str], None] = lambda _: None
-    ) -> None:
+        self, spool: Spool, notes: RunNotes, acts: Acts, *, site: SiteRules | None = None, report: Callable[[str], None] = lambda _: None,
+        ended: Callable[[], Future[list[Seen]]] | None = None,
+    ) -> None:  # fmt: skip
         self._spool, self._notes, self._acts, self._site, self._report = spool, notes, acts, site, report
+        self._references = References(spool, report)
+        self._elsewhere = Elsewhere(spool, ended, report)
         self._news = threading.Event()
         self._rings: deque[bytes] = deque()
         self._found: deque[tuple[str, str]] = deque()
@@ -54,7 +60,7 @@ class Watch:
         self._live: list[LiveWriter] = []
         self._next_poll = self._next_settle = self._next_maintain = 0.0
         self._clocks = _clocks()
-        self._site_changed = False
+        self._site_changed = self._judged_others = False
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.progress = time.monotonic()
@@ -73,6 +79,7 @@ class Watch:
         self._news.set()
         if self._thread is not None:
             self._thread.join(10)
+        self._references.close()
 
     def rung(self, data: bytes) -> None:
         """A script rang: its writer's id, and its run's."""
@@ -93,6 +100,11 @@ class Watch:
     def follows(self, run: str) -> bool:
         """Say whether a run is being watched."""
         return run in self._runs
+
+    def judged_others(self) -> None:
+        """Runs that are not watched were judged; rules about several runs count them too."""
+        self._judged_others = True
+        self._news.set()
 
     def site_changed(self, site: SiteRules | None) -> None:
         """The site has other rules now."""
@@ -121,7 +133,7 @@ class Watch:
             time.sleep(max(_GATHER - took, min(took, _LONGEST_GATHER)))
             self._news.clear()
             return
-        wake = [self._next_poll if self._of else now + _IDLE, now + _IDLE]
+        wake = [self._next_poll if self._of else now + _IDLE, now + _IDLE, self._elsewhere.wake()]
         wake += [at for at, _ in self._due.values()]
         wake += [self._tick_at(run, now) for run in self._runs.values()]
         if self._behind:
@@ -167,6 +179,15 @@ class Watch:
             self._guard(watched, WatchedRun.act)
         for watched in touched:
             self._guard(watched, self._settle)
+            if watched.take_definition():
+                self._look_again(watched.noted_in(), watched.id, now)
+            if watched.take_news():
+                self._elsewhere.changed()
+        if self._judged_others:
+            self._judged_others = False
+            self._elsewhere.judged_others()
+        for watched in self._elsewhere.note(self._runs.values(), now):
+            self._look_again(watched.noted_in(), watched.id, now)
         if now >= self._next_maintain:
             self._next_maintain = now + 1.0
             self._notes.maintain()
@@ -187,6 +208,12 @@ class Watch:
         gap = _GATHER if known[0].rules.rules else _NO_RULES
         self._due[writer] = (max(now, self._looked.get(writer, 0.0) + gap), len(_AGAIN))
 
+    def _look_again(self, writer: str | None, run: str, now: float) -> None:
+        """The watch itself noted something: read it as if it had rung."""
+        if writer is not None:
+            self._ring(f"{writer} {run}".encode(), now)
+            self._news.set()
+
     def _adopt(self, run: str, writer: str) -> bool:
         """Follow a writer, and with it the others of its run. False when it is not there."""
         if writer in self._of:
@@ -195,7 +222,9 @@ class Watch:
             return False
         watched = self._runs.get(run)
         if watched is None:
-            watched = self._runs[run] = WatchedRun(self._spool, run, self._notes, self._acts, self._site)
+            watched = self._runs[run] = WatchedRun(
+                self._spool, run, self._notes, self._acts, self._site, self._references
+            )
         watched.add(writer)
         for name, one in watched.writers.items():
             self._of[name] = (watched, one)
@@ -281,6 +310,7 @@ class Watch:
     def _end_finished(self) -> None:
         for run in [r for r in self._runs.values() if r.is_finished or not os.path.isdir(os.path.join(self._spool.runs, r.id))]:
             self._guard(run, WatchedRun.finish)
+            self._elsewhere.finished(run.seen())
             for writer in run.writers:
                 self._of.pop(writer, None)
                 self._due.pop(writer, None)

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from simspool.agent.live import LiveWriter, Standing
@@ -16,9 +16,13 @@ from simspool.spool.frames import Record
 from simspool.spool.process import is_alive, this_host
 from simspool.spool.segment_header import SegmentHeader
 
+from .curves import curves_of
 from .decisions import Decision
+from .elsewhere import Seen
 from .engine import RunRules
+from .references import References
 from .replay import run_now
+from .site import SiteAlert
 
 SLACK = 0.25  # seconds that a record may need from its moment into its segment, where time alone decides
 _SLICE = 4 << 20
@@ -27,6 +31,7 @@ _FOLDED = frozenset({Kind.RUN, Kind.ATTACH, Kind.METADATA, Kind.TAGS, Kind.CONFI
 
 
 _SAY_WHO_LIVES = frozenset({Kind.CONFIG, Kind.PROCESS_START, Kind.PROCESS_EXIT, Kind.CLOSE, Kind.SURVIVOR})
+_SHOWN = _FOLDED | _SAY_WHO_LIVES | {Kind.ALERT, Kind.ALERT_STATE}  # what may matter to rules of other runs
 
 
 class Acts(Protocol):
@@ -39,8 +44,8 @@ class Acts(Protocol):
         """A script's process said what became of an abort (a record of kind abort), `at` ns on this host's boot clock, if that is known."""
 
 
-SiteRules = Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
-"""Given a run's folded state, returns the bodies of the site's alerts that are for it."""
+SiteRules = Callable[[Mapping[str, Any]], Iterable[SiteAlert]]
+"""Given a run's folded state, returns the site's alerts that are for it."""
 
 
 @dataclass(slots=True)
@@ -64,10 +69,12 @@ class WatchedWriter:
 class WatchedRun:
     """Follow writers with `add`; `read` and `tick` as news comes; `settle` acts on what was decided."""
 
-    def __init__(self, spool: Spool, run: str, notes: RunNotes, acts: Acts, site: SiteRules | None) -> None:
+    def __init__(self, spool: Spool, run: str, notes: RunNotes, acts: Acts, site: SiteRules | None, references: References) -> None:
         self.id, self._folder = run, spool.run(run)
+        self._references = references
         self._notes, self._acts, self._site = notes, acts, site
-        self.rules = RunRules(run)
+        self._curves = curves_of(self._folder)
+        self.rules = RunRules(run, curves=self._curves)
         self.writers: dict[str, WatchedWriter] = {}
         self.state = runstate.empty()
         self.is_ready = False  # everything that was recorded before is read
@@ -77,7 +84,10 @@ class WatchedRun:
         self._states: dict[str, str] = {}
         self._offered: set[str] = set()
         self._changed = True
+        self._has_defined = False
         self._live_changed = True
+        self._shows_news = True
+        self._noted: dict[str, tuple[int, Mapping[str, Any]]] = {}  # by rule: when, and what, of other runs
         self._over_since = math.inf
         self.problem = ""
         for writer in self._folder.writer_ids():
@@ -123,6 +133,8 @@ class WatchedRun:
         if body is None:
             return
         assert one.header is not None
+        if kind in _SHOWN:
+            self._shows_news = True
         if kind in _FOLDED:
             runstate.apply(self.state, one.writer, record.seq, kind, one.header.wall_ns(record.boot_ns), body)
             self._changed = True
@@ -131,6 +143,8 @@ class WatchedRun:
                 self._recorded.add(body["id"])
             elif kind == Kind.DECISION and isinstance(body.get("watched"), dict):
                 self._watched |= body["watched"]
+            elif kind == Kind.DECISION and isinstance(body.get("elsewhere"), dict):
+                self._take_note(one.header.wall_ns(record.boot_ns), body["elsewhere"])
             elif kind == Kind.ALERT_STATE and isinstance(body.get("id"), str):
                 self._states[body["id"]] = str(body.get("state"))
         elif kind == Kind.ABORT:
@@ -138,6 +152,11 @@ class WatchedRun:
             self._acts.heard(self.id, one.writer, body, record.boot_ns if here else None)
         elif kind == Kind.CLOSE:
             one.closed = True
+
+    def _take_note(self, at: int, elsewhere: Mapping[str, Any]) -> None:
+        rule, alerts = elsewhere.get("rule"), elsewhere.get("alerts")
+        if isinstance(rule, str) and isinstance(alerts, dict) and at >= self._noted.get(rule, (at, {}))[0]:
+            self._noted[rule] = at, alerts
 
     def catch_up(self) -> bool:
         """Read a slice of what was recorded before the watch began, the agents' own first; True when all of it is read."""
@@ -157,7 +176,8 @@ class WatchedRun:
         if self.rules.stale:
             self._begin_again()
             return False
-        self.is_ready = True
+        self.is_ready = self._shows_news = True
+        self.rules.follow()
         return True
 
     def _read_next(self) -> bool:
@@ -174,7 +194,7 @@ class WatchedRun:
 
     def _begin_again(self) -> None:
         """A rule came that is to judge what has been read: read it all again, with the rules that are known now."""
-        self.rules = RunRules(self.id, self.rules.rules.values())
+        self.rules = RunRules(self.id, self.rules.rules.values(), self._curves)
         for one in self.writers.values():
             one.tail.close()
             one.tail = Tail(self._folder.writer(one.writer), self.id)
@@ -220,6 +240,7 @@ class WatchedRun:
         for decision in self.rules.take():
             if decision.id not in self._recorded:
                 self._recorded.add(decision.id)
+                self._shows_news = True
                 self._waiting.append(decision)
                 if decision.abort and not self.rules.over and self._still_counts(decision):
                     self._acts.abort(decision)
@@ -231,14 +252,14 @@ class WatchedRun:
         if self.rules.stale:
             self._begin_again()
             return True
-        self._offer()
+        is_offered = self._offer()
         self.act()
         while self._waiting:
             if not self._keep(self._waiting[0]):
                 self.problem = f"decisions cannot be recorded: {self._notes.last_error}"
                 return False
             del self._waiting[0]
-        return True
+        return is_offered
 
     def _still_counts(self, decision: Decision) -> bool:
         """Say whether those whom the decision is about are still there: an agent that comes late must not stop their successors."""
@@ -260,16 +281,36 @@ class WatchedRun:
             self._states[rule.id] = state
         return True
 
-    def _offer(self) -> None:
-        """Record the site's rules for this run, once each; they come back through the tail."""
+    def _offer(self) -> bool:
+        """Record the site's rules for this run, once each; they come back through the tail. False while a reference is being made.
+
+        Those about others come last: what they decide is to know the others.
+        """
         if self._site is None or not self._changed:
-            return
+            return True
         self._changed = False
-        for body in self._site(self.state):
-            identity = str(body.get("id"))
-            taken = self.rules.knows(str(body.get("name")))  # the script's own stays
-            if not taken and identity not in self._offered and self._notes.record(self.id, Kind.ALERT, dict(body)):
-                self._offered.add(identity)
+        for alert in sorted(self._site(self.state), key=lambda a: a.body["source"] == "alerts"):
+            if self._changed and alert.body["source"] == "alerts":
+                break
+            name = str(alert.body["name"])
+            if self.rules.knows(name) or str(alert.body["id"]) in self._offered:  # the script's own stays
+                continue
+            body = dict(alert.body)
+            if alert.reference is not None:
+                try:
+                    kept = self._references.get(self._folder, alert.reference, body)
+                except LookupError:  # it was reported
+                    continue
+                if kept is None:
+                    self._changed = True
+                    continue
+                body = kept.alert
+                if not self._notes.record(self.id, Kind.ARTIFACT, kept.artifact):
+                    continue
+            if self._notes.record(self.id, Kind.ALERT, body):
+                self._offered.add(str(alert.body["id"]))
+                self._has_defined = True
+        return not self._changed
 
     def offer_again(self, site: SiteRules | None) -> None:
         """The site's rules have changed."""
@@ -280,12 +321,18 @@ class WatchedRun:
     @property
     def is_finished(self) -> bool:
         """Whether the run has ended, everything is judged, and nothing came for a while."""
-        if not self.is_ready or not self.rules.over or self._waiting:
+        if not self.is_ready or not self.rules.over or self._waiting or self._is_copying():
             self._over_since = math.inf
             return False
         now = time.monotonic()
         self._over_since = min(self._over_since, now)
         return now - self._over_since >= _GONE
+
+    def _is_copying(self) -> bool:
+        """Whether an agent still copies lines of an inbox into the run."""
+        return any(
+            w.role == "inbox" and not w.closed and w.header is not None and is_alive(w.header) is not False for w in self.writers.values()
+        )
 
     def finish(self) -> None:
         """Decide what the end decides, note that all was judged, let go."""
@@ -303,6 +350,41 @@ class WatchedRun:
         for one in self.writers.values():
             one.tail.close()
 
+    # ------------------------------------------------------------------ rules about several runs
+
+    def take_news(self) -> bool:
+        """Say whether `seen` may have changed since the last time."""
+        news, self._shows_news = self._shows_news, False
+        return news
+
+    def seen(self) -> Seen:
+        """Return what rules of other runs see of this one."""
+        known = [rule for rule in self.rules.rules.values() if rule.when is None]
+        firing = self.rules.all_firing()
+        names = frozenset(rule.name for rule in known if rule.id in firing)
+        return Seen(self.id, self.state, frozenset(rule.name for rule in known), names, live=not self.rules.over)
+
+    def noted(self, rule: str) -> Mapping[str, Any] | None:
+        """Return what was noted last of other runs, for a rule (by id)."""
+        return self._noted.get(rule, (0, None))[1]
+
+    def note_elsewhere(self, rule: str, alerts: dict[str, Any]) -> bool:
+        """Note what a rule about several runs sees; False when the spool refuses."""
+        kept = self._notes.record(self.id, Kind.DECISION, {"elsewhere": {"rule": rule, "alerts": alerts}})
+        if kept:
+            self._noted[rule] = time.time_ns(), alerts
+        return kept
+
+    def noted_in(self) -> str | None:
+        """Return the id of the writer in which this agent notes, if it has one."""
+        found = self._notes.position(self.id)
+        return None if found is None else found[0]
+
+    def take_definition(self) -> bool:
+        """Say whether an alert was recorded here since the last time; it is judged when it has been read."""
+        defined, self._has_defined = self._has_defined, False
+        return defined
+
     def take_change(self) -> bool:
         """Say whether `live` may have changed since the last time."""
         changed, self._live_changed = self._live_changed, False
@@ -312,8 +394,13 @@ class WatchedRun:
         """Return the writers that have not ended."""
         options = runstate.config(self.state)
         ended = self.rules.ended_writers()
-        return [
+        found = [
             w.standing.live(self.id, w.writer, w.header, options)
             for w in self.writers.values()
             if w.header is not None and w.role and w.role not in runstate.AGENTS and not w.closed and w.writer not in ended
         ]
+        named = [p for w in self.writers.values() if w.role == "inbox" for p in w.standing.processes.values()]
+        if named and found:  # by lines, which no writer's process wrote: they are the run's
+            here = next((n for n, live in enumerate(found) if live.header.boot_id == this_host().boot_id), 0)
+            found[here] = replace(found[here], processes=(*found[here].processes, *named))
+        return found

@@ -10,6 +10,8 @@ from fractions import Fraction
 from itertools import count
 from typing import Any
 
+from simspool.spool.alert_definition import REFERENCE_RULE
+
 from .decisions import TimedStream, Timeline
 from .rules import RATE_RULES, Rule
 
@@ -25,7 +27,7 @@ def predicates(rule: Rule) -> tuple[Predicate, Predicate]:
     """Return (met while ok, met while firing): the second has the hysteresis on the good side, and NaN is not good."""
     low, high, h = rule.low, rule.high, rule.hysteresis
     kind = rule.rule.removeprefix("rate ")
-    if kind == "is above":
+    if kind in {"is above", REFERENCE_RULE}:
         good = high - h
         return (lambda x: x > high), (lambda x: not x <= good)
     if kind == "is below":

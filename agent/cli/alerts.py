@@ -8,18 +8,24 @@ import math
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from simspool.agent.exit_codes import CommandError, ExitCode
-from simspool.spool import Kind, RunFolder, Spool, Tail, alert_definition, control, runstate
+from simspool.spool import Kind, RunFolder, Spool, Tail, alert_definition, control, reference_curve, runstate
 from simspool.spool.frames import Record
 from simspool.spool.process import is_alive
+from simspool.spool.reference_curve import AXES
 
 from . import output
 from .settings import Settings, common
 from .view import open_view
+
+if TYPE_CHECKING:
+    from simspool.agent.alerts.replay import Judged
+    from simspool.agent.alerts.site import SiteAlert
+    from simspool.sdk.reference import Made
 
 _NUMBERS = (
     ("threshold", "For above and below: of values, or of a rate in units per second."),
@@ -30,6 +36,8 @@ _NUMBERS = (
     ("hold", "Seconds that the condition must hold before the alert fires."),
     ("hysteresis", "How far on the good side a value must be before it is good again."),
     ("clear-after", "Seconds that it must be good before the alert is resolved."),
+    ("tolerance", "How far a point may be from the reference."),
+    ("relative-tolerance", "The same, as a part of the reference's value."),
 )
 
 
@@ -100,6 +108,10 @@ def _fields(function: Any) -> Any:
         click.option("--rule", type=click.Choice(alert_definition.RULES), help="What is to be found; not for events."),
         click.option("--metric", metavar="NAME", help="A metric's name, or a pattern with *, ? and [...]."),
         click.option("--pattern", metavar="TEXT", help="For events: a piece of the message, or after `re:` a regular expression (RE2)."),
+        click.option("--reference", metavar="RUN|FILE", help="To be followed: a run's points of the metric, or a CSV file of x and value."),
+        click.option("--xaxis", type=click.Choice(AXES), help="Where on the reference a point belongs: by step (default) or own time."),
+        click.option("--when", metavar="EXPRESSION", help="Of other alerts of the run: `stalled and not warm-up`, `3 of diverged`."),
+        click.option("--runs", metavar="FILTER", help="For --when: the alerts of all runs that match, such as folder=/campaign."),
         click.option("--aggregation", type=click.Choice(alert_definition.AGGREGATIONS), help="Of the values in the window."),
         click.option("--description", metavar="TEXT", help="For people."),
         click.option("--notification", type=click.Choice(alert_definition.NOTIFICATIONS), default="none", help="What the server sends."),
@@ -120,15 +132,23 @@ def add(settings: Settings, /, run: str, *, from_start: bool, **fields: Any) -> 
 
     RUN is an id, a unique prefix of one, or a name. Docs: the fields are those of docs/alerts.md.
     """
+    from simspool.agent.alerts.references import with_curve
     from simspool.agent.alerts.replay import run_now
     from simspool.agent.alerts.rules import InvalidRule, parse_rule
+    from simspool.sdk.reference import curve_from
 
     spool = settings.open_spool()
     folder = spool.run(spool.find_run(run))
+    source = "alerts" if fields["when"] is not None else "events" if fields["pattern"] is not None and fields["rule"] is None else "metrics"
+    reference = fields.pop("reference")
     body = alert_definition.define(
-        fields.pop("name"), "events" if fields["pattern"] is not None and fields["rule"] is None else "metrics",
-        description=fields.pop("description"), notification=fields.pop("notification"), trigger_abort=fields.pop("abort"), **fields,
+        fields.pop("name"), source, description=fields.pop("description"), notification=fields.pop("notification"),
+        trigger_abort=fields.pop("abort"), **fields, reference=None if reference is None else "0" * 64,
     )  # fmt: skip
+    made = None
+    if reference is not None:
+        made = curve_from(reference, body["alert"]["metric"], body["alert"].get("xaxis", "step"), spool)
+        body = with_curve(body, reference_curve.digest_of(made.data))
     try:
         parse_rule(body)  # what only the agent can tell: RE2 is not Python's
     except InvalidRule as error:
@@ -143,7 +163,7 @@ def add(settings: Settings, /, run: str, *, from_start: bool, **fields: Any) -> 
     there = any(r.kind == Kind.ALERT and (r.body or {}).get("id") == body["id"] for _, r in _records(folder))
     since = 0.0 if from_start else run_now(header)
     if not there:
-        _record(spool, folder, {**body, "by": "user", "since": since})
+        _record(spool, folder, {**body, "by": "user", "since": since}, made)
     if settings.json:
         output.echo_json({"run": folder.id, "id": body["id"], "name": body["name"], "since": None if there else since, "added": not there})
     elif there:
@@ -166,12 +186,15 @@ def _kept(folder: RunFolder, body: dict[str, Any]) -> dict[str, Any]:
         raise CommandError(ExitCode.SPOOL_UNUSABLE, f"cannot write into {folder.control}: {error.strerror}") from None
 
 
-def _record(spool: Spool, folder: RunFolder, body: dict[str, Any]) -> None:
+def _record(spool: Spool, folder: RunFolder, body: dict[str, Any], made: Made | None) -> None:
     from simspool.agent.abort.notices import bell_path
+    from simspool.agent.alerts.references import keep
     from simspool.agent.notes import RunNotes
 
     notes = RunNotes(spool)
     try:
+        if made is not None and not notes.record(folder.id, Kind.ARTIFACT, keep(spool, folder, made)):
+            raise CommandError(ExitCode.SPOOL_UNUSABLE, f"the reference could not be recorded: {notes.last_error}")
         if not notes.record(folder.id, Kind.ALERT, body):
             raise CommandError(ExitCode.SPOOL_UNUSABLE, f"the alert could not be recorded: {notes.last_error}")
         position, bell = notes.position(folder.id), bell_path(spool)
@@ -213,15 +236,14 @@ def replay(settings: Settings, run: str, rules: str | None) -> int:
     """Judge what a run has recorded again, and say whether the decisions are those that are recorded.
 
     RUN is an id, a unique prefix of one, or a name. Nothing is recorded. Exit status 1 when decisions differ. With --rules, all alerts
-    of the file are judged from the run's beginning, whatever their `where` says, and there is nothing to compare with.
+    of the file are judged from the run's beginning, whatever their `where` says, and there is nothing to compare with; references are
+    made as they are now, and alerts about several runs are judged by what an agent noted for the very same alert.
     """
     from simspool.agent.alerts.replay import judge
-    from simspool.agent.alerts.rules import parse_rule
-    from simspool.agent.alerts.site import load
 
     spool = settings.open_spool()
     folder = spool.run(spool.find_run(run))
-    judged = judge(folder, None if rules is None else [parse_rule(alert.body) for alert in load(rules)])
+    judged = judge(folder) if rules is None else _judge_by(rules, spool, folder)
     missing = {d.id for d in judged.missing} if rules is None else set()
     surplus = judged.surplus if rules is None else []
     differ = bool(missing or surplus)
@@ -249,6 +271,25 @@ def replay(settings: Settings, run: str, rules: str | None) -> int:
         else:
             output.echo(f"{_count(len(judged.decisions), 'decision')} by {_count(len(judged.rules.rules), 'alert')}")
     return ExitCode.ERROR if differ else ExitCode.OK
+
+
+def _judge_by(file: str, spool: Spool, folder: RunFolder) -> Judged:
+    from simspool.agent.alerts.curves import Curve
+    from simspool.agent.alerts.references import make, with_curve
+    from simspool.agent.alerts.replay import judge
+    from simspool.agent.alerts.rules import parse_rule
+    from simspool.agent.alerts.site import load
+
+    found, curves = [], {}
+    for alert in load(file):
+        body = alert.body
+        if alert.reference is not None:
+            data = make(spool, alert.reference, body).data
+            digest = reference_curve.digest_of(data)
+            curves[digest] = Curve(data)
+            body = with_curve(body, digest)
+        found.append(parse_rule(body))
+    return judge(folder, found, curves=curves.__getitem__)
 
 
 @alerts.command()
@@ -286,12 +327,21 @@ def check(settings: Settings, file: str) -> int:
     found = load(file)
     if settings.json:
         for alert in found:
-            output.echo_json({**alert.body, "where": alert.where})
+            output.echo_json(_checked(alert))
         return ExitCode.OK
-    rows = [(a.body["name"], alert_definition.describe(a.body), a.where or "all runs") for a in found]
+    rows = [(a.body["name"], alert_definition.describe(_checked(a)), a.where or "all runs") for a in found]
     for line in output.table(["alert", "definition", "where"], rows):
         output.echo(line)
     return ExitCode.OK
+
+
+def _checked(alert: SiteAlert) -> dict[str, Any]:
+    """An alert as the file has it: a reference becomes a curve, and the alert gets its id, in each run."""
+    body = {**alert.body, "where": alert.where}
+    if alert.reference is not None:
+        del body["id"]
+        body["alert"] = {**body["alert"], "reference": {alert.reference.kind: alert.reference.text}}
+    return body
 
 
 def _print(bodies: list[dict[str, Any]], marks: list[str] | None) -> None:
@@ -301,7 +351,7 @@ def _print(bodies: list[dict[str, Any]], marks: list[str] | None) -> None:
     for n, body in enumerate(bodies):
         at, stream = body.get("at"), body.get("stream") or {}
         shown = f"{at:.3f}" if isinstance(at, (int, float)) else None
-        where = " ".join(str(stream[part]) for part in ("metric", "host", "writer") if part in stream)
+        where = " ".join(str(stream[part]) for part in ("metric", "host", "inbox", "writer") if part in stream)
         rows.append((shown, body.get("alert"), body.get("state"), where, body.get("reason"), *([marks[n]] if marks is not None else [])))
     more = [] if marks is None else ["recorded" if any(marks) else ""]
     for line in output.table(["at (s)", "alert", "state", "stream", "reason", *more], rows):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from simspool.agent.alerts.rules import InvalidRule, parse_rule
-from simspool.spool.alert_definition import RULES
+from simspool.spool.alert_definition import RULES, SOURCES
 from simspool.spool.records import STATUSES
 
 from . import access, columns
@@ -164,8 +164,8 @@ def document(kind: str, body: Mapping[str, Any], *, new: bool) -> dict[str, Any]
 
 
 def _alert(out: dict[str, Any], *, new: bool) -> None:
-    if new and out.get("source") not in {"events", "metrics", "user"}:
-        raise Invalid("source: events, metrics or user is expected")
+    if new and out.get("source") not in SOURCES:
+        raise Invalid("source: events, metrics or user is expected")  # those of the dialect; alerts about alerts are of ours alone
     if "notification" in out and out["notification"] not in _NOTIFICATIONS:
         raise Invalid(f"notification: not one of {', '.join(_NOTIFICATIONS)}")
     definition = out.get("alert")
@@ -173,6 +173,8 @@ def _alert(out: dict[str, Any], *, new: bool) -> None:
         raise Invalid("alert: an object is expected")
     if new and out["source"] == "events" and not isinstance((definition or {}).get("pattern"), str):
         raise Invalid("alert.pattern: text is expected")
+    if new and out["source"] == "alerts":
+        _own_rule(out)
     if new and out["source"] == "metrics":
         definition = definition or {}
         if str(definition.get("rule")) in _OWN_RULES:
@@ -190,7 +192,7 @@ def _alert(out: dict[str, Any], *, new: bool) -> None:
 def _own_rule(out: Mapping[str, Any]) -> None:
     """Check a rule that only our agents judge as they do themselves."""
     try:
-        parse_rule({"id": "alert", "name": out["name"], "source": "metrics", "alert": out["alert"]})
+        parse_rule({"id": "alert", "name": out["name"], "source": out["source"], "alert": out.get("alert")})
     except InvalidRule as error:
         raise Invalid(f"alert: {error}") from None
 

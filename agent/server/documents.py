@@ -79,6 +79,8 @@ def ensure_folder(db: sqlite3.Connection, who: Principal, path: str) -> str:
 
 def _shown(db: sqlite3.Connection, who: Principal, row: sqlite3.Row) -> dict[str, Any]:
     out: dict[str, Any] = json.loads(row["body"])
+    if out.get("source") == "alerts":
+        out["source"] = "user"  # what the published client can show of an alert about other alerts; `alert.when` tells ours
     starred = db.execute(
         "SELECT 1 FROM stars WHERE user = ? AND kind = ? AND id = ?", (who.user, row["kind"], row["id"])
     ).fetchone()

@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from histories import RUN, Step, header, item, joined, store
+from histories import RUN, Step, curve_text, header, item, joined, store
 from reference import Decided, History
 
+from simspool.agent.alerts.curves import Curve
 from simspool.agent.alerts.decisions import Decision
 from simspool.agent.alerts.engine import RunRules
 from simspool.agent.alerts.replay import judge
@@ -18,10 +19,17 @@ from simspool.agent.alerts.replay import judge
 class Watcher:
     """An agent's part: feeds, ticks, reads again where a rule came late. `decided` has each decision once, by its id."""
 
-    def __init__(self, decided: dict[str, Decision] | None = None) -> None:
+    def __init__(self, history: History, decided: dict[str, Decision] | None = None) -> None:
         self.decided: dict[str, Decision] = {} if decided is None else decided
         self._seen: list[Step] = []
-        self._rules = RunRules(RUN)
+        self._history = history
+        self._rules = RunRules(RUN, curves=self._curve)
+        self._follows = False
+
+    def follow(self) -> None:
+        """Take the lines of inbox files in as they are copied."""
+        self._follows = True
+        self._rules.follow()
 
     def do(self, step: Step, *, whole: bool = False) -> None:
         """Take a step of an arrival; `whole`: rows of one shape in one batch."""
@@ -46,39 +54,60 @@ class Watcher:
             self._rules.ended(*of)
 
     def _again(self) -> None:
-        self._rules = RunRules(RUN, known=self._rules.rules.values())
+        self._rules = RunRules(RUN, known=self._rules.rules.values(), curves=self._curve)
         for step in self._seen:
             self._pass(step, whole=True)
+        if self._follows:
+            self._rules.follow()
         assert not self._rules.stale
+
+    def _curve(self, digest: str) -> Curve:
+        return Curve(curve_text(self._history.curves[digest]))
 
     def _take(self) -> None:
         for decision in self._rules.take():
             assert self.decided.setdefault(decision.id, decision).at == decision.at
 
 
-def live(steps: list[Step], *, whole: bool = False, restart: int | None = None) -> list[Decided]:
+def live(history: History, steps: list[Step], *, whole: bool = False, restart: int | None = None) -> list[Decided]:
     """Return what is decided when a history arrives in these steps, with a new agent from step `restart` on."""
-    watcher = Watcher()
+    watcher = Watcher(history)
     for n, step in enumerate(steps):
         if n == restart:
-            watcher = _taken_over(watcher.decided, steps[:n])
+            watcher = _taken_over(history, watcher.decided, steps[:n])
         watcher.do(step, whole=whole)
     watcher.do(("tick", math.inf))
     return shown(watcher.decided)
 
 
-def _taken_over(decided: dict[str, Decision], before: list[Step]) -> Watcher:
+def _taken_over(history: History, decided: dict[str, Decision], before: list[Step]) -> Watcher:
     """A new agent, which reads what was recorded so far in the order of moments, and sees who is gone."""
     read = [(r.moment, n, of[0], r) for n, (what, of) in enumerate(before) if what == "feed" for r in of[1]]
     order: list[tuple[float, int, Step]] = [(m, n, ("feed", (w, [r]))) for m, n, w, r in read]
     order += [(step[1][1], -1, step) for step in before if step[0] == "suspended"]
-    watcher = Watcher(decided)
+    watcher = Watcher(history, decided)
     for _, _, step in sorted(order, key=lambda o: o[:2]):
         watcher.do(step)
     for step in before:
         if step[0] == "ended":
             watcher.do(step)
     return watcher
+
+
+def followed(history: History, steps: list[Step]) -> list[Decided]:
+    """Return what is decided by an agent that is there while all is recorded: between two ticks, records come in the order of moments."""
+    watcher = Watcher(history)
+    watcher.follow()
+    block: list[Step] = []
+    for step in [*steps, ("tick", math.inf)]:
+        if step[0] == "feed":
+            block.append(step)
+            continue
+        for one in sorted(block, key=lambda s: s[1][1][0].moment):
+            watcher.do(one)
+        block = []
+        watcher.do(step)
+    return shown(watcher.decided)
 
 
 def replayed(history: History) -> list[Decided]:

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 
 FOREVER = math.inf
 MOST_DECISIONS = 1000
+AGENTS = ("agent", "inbox")  # roles of writers that an agent opened
 
 
 @dataclass
 class Rec:
-    """A record. `moment`: run seconds. `kind`: metrics, resources, event, alert, state, close, survivor, run, attach."""
+    """A record. `moment`: run seconds. `kind`: metrics, resources, event, alert, state, close, survivor, run, attach, decision (a note),
+    inbox (the position in a file).
+    """
 
     seq: int
     moment: float
@@ -41,10 +44,14 @@ class Writer:
 
 @dataclass
 class History:
-    """What was recorded of a run, and when the machine slept: spans of run seconds in which nothing is recorded."""
+    """What was recorded of a run, and when the machine slept: spans of run seconds in which nothing is recorded.
+
+    `curves`: the reference curves, by digest, as points (x, value) in order of x.
+    """
 
     writers: list[Writer]
     slept: list[tuple[float, float]] = field(default_factory=list)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 class Decided(NamedTuple):
@@ -66,14 +73,26 @@ class Point(NamedTuple):
     trigger: tuple[str, int]
 
 
-Judgement = tuple[float, tuple[str, int], Callable[[bool], bool | None]]  # moment, trigger, verdict(is it firing?)
+Stream = tuple[tuple[str, str], ...]
+Trigger = tuple[str, int]
+Judgement = tuple[float, Trigger, Callable[[bool], bool | None]]  # moment, trigger, verdict(is it firing?)
+
+
+class Told(NamedTuple):
+    """All changes of an alert's streams, each stream's in order, and by stream its first point: moment and trigger."""
+
+    changes: list[Decided]
+    begun: dict[Stream, tuple[float, Trigger]]
 
 
 def decisions(history: History, until: float = FOREVER) -> list[Decided]:
     """Return all decisions whose moment is before `until`, stream by stream, each stream's in order."""
-    out: list[Decided] = []
-    for writer, record in alerts(history):
-        out += _of_alert(history, writer, record)
+    found, out = alerts(history), []
+    told = {r.body["name"]: _of_alert(history, w, r) for w, r in found if r.body["source"] != "alerts"}
+    for w, r in found:
+        changes = told[r.body["name"]].changes if r.body["source"] != "alerts" else composed(history, w, r, told)
+        for stream in {d.stream for d in changes}:
+            out += [d for d in changes if d.stream == stream][:MOST_DECISIONS]
     return sorted((d for d in out if d.at < until), key=lambda d: (d.alert, d.stream))
 
 
@@ -86,11 +105,16 @@ def alerts(history: History) -> list[tuple[Writer, Rec]]:
     return list(first.values())
 
 
-def _of_alert(history: History, home: Writer, alert: Rec) -> list[Decided]:
+def since_of(alert: Rec) -> float:
+    """Return from when on an alert counts."""
+    explicit = alert.body.get("since")
+    return alert.moment if explicit is None else float(explicit)
+
+
+def _of_alert(history: History, home: Writer, alert: Rec) -> Told:
     body = alert.body
     rule = body.get("alert", {})
-    explicit = body.get("since")
-    since = alert.moment if explicit is None else float(explicit)
+    explicit, since = body.get("since"), since_of(alert)
 
     def counts(writer: Writer, record: Rec) -> bool:
         if explicit is None and writer is home:
@@ -102,12 +126,13 @@ def _of_alert(history: History, home: Writer, alert: Rec) -> list[Decided]:
     if body["source"] == "events":
         return _events(history, body["name"], rule, counts)
     if rule["rule"] == "no progress":
-        return _no_progress(history, body["name"], rule, counts, since)
-    out: list[Decided] = []
-    for stream, points in _streams(history, rule["metric"], counts).items():
+        return Told(_no_progress(history, body["name"], rule, counts, since), {})
+    out = Told([], {})
+    for stream, points in _streams(history, rule, counts).items():
         spans = _spans(history, stream)
         judgements = _judge_at_multiples(rule, points, spans) if "frequency" in rule else _judge_at_once(rule, points)
-        out += _walk(history, body["name"], stream, rule, judgements, spans)
+        out.begun[stream] = points[0].moment, points[0].trigger
+        out.changes.extend(_walk(history, body["name"], stream, rule, judgements, spans))
     return out
 
 
@@ -147,10 +172,34 @@ def names_it(metric: str, name: str) -> bool:
     return metric == name or fnmatch.fnmatchcase(name, metric)
 
 
-def _streams(
-    history: History, metric: str, counts: Callable[[Writer, Rec], bool]
-) -> dict[tuple[tuple[str, str], ...], list[Point]]:
-    found: dict[tuple[tuple[str, str], ...], list[tuple[float, str, int, Point]]] = {}
+def source_of(writer: Writer, record: Rec) -> tuple[str, str]:
+    """Return whose streams a record is for: a writer's, a host's, or those of an inbox file."""
+    if writer.role == "inbox":
+        return "inbox", [r.body["file"] for r in writer.records if r.kind == "inbox" and r.seq < record.seq][-1]
+    return ("host", writer.host) if writer.role == "agent" else ("writer", writer.id)
+
+
+def deviation(rule: dict[str, Any], curve: list[tuple[float, float]], x: float, value: float) -> float | None:
+    """Return how far a point is beyond what a reference curve allows; None where the curve does not say."""
+    if not curve or not curve[0][0] <= x <= curve[-1][0]:
+        return None
+    here = [r for at, r in curve if at == x]
+    if here:
+        r = here[0]
+    else:
+        x0, r0 = [p for p in curve if p[0] < x][-1]
+        x1, r1 = next(p for p in curve if p[0] > x)
+        r = r0 + (r1 - r0) * ((x - x0) / (x1 - x0))
+    if not math.isfinite(r):
+        return None
+    if not math.isfinite(value):
+        return math.inf
+    return abs(value - r) - (rule.get("tolerance", 0.0) + rule.get("relative_tolerance", 0.0) * abs(r))
+
+
+def _streams(history: History, rule: dict[str, Any], counts: Callable[[Writer, Rec], bool]) -> dict[Stream, list[Point]]:
+    metric, deviates = rule["metric"], rule["rule"] == "deviates from reference"
+    found: dict[Stream, list[tuple[float, str, int, Point]]] = {}
     for w in history.writers:
         for r in w.records:
             if r.kind not in {"metrics", "resources"} or not counts(w, r):
@@ -159,10 +208,13 @@ def _streams(
                 continue
             for name, raw in r.body["values"].items():
                 value = number(raw)
-                if value is not None and names_it(metric, name):
-                    who = ("host", w.host) if w.role == "agent" else ("writer", w.id)
+                if value is not None and deviates:
+                    x = own_time(w, r) if rule.get("xaxis") == "time" else float(r.body["step"])
+                    value = deviation(rule, history.curves[rule["reference"]], x, value)
+                if value is not None and (metric == name if deviates else names_it(metric, name)):
                     point = Point(r.moment, own_time(w, r), value, (w.id, r.seq))
-                    found.setdefault(tuple(sorted([who, ("metric", name)])), []).append((r.moment, w.id, r.seq, point))
+                    stream = tuple(sorted([source_of(w, r), ("metric", name)]))
+                    found.setdefault(stream, []).append((r.moment, w.id, r.seq, point))
     return {stream: [p[3] for p in sorted(points, key=lambda p: p[:3])] for stream, points in found.items()}
 
 
@@ -200,6 +252,8 @@ def exact_sum(values: list[float]) -> float:
 def met_by(rule: dict[str, Any], value: float) -> bool:
     """Say whether a number meets the rule's condition."""
     kind = rule["rule"]
+    if kind == "deviates from reference":
+        return value > 0
     if kind.endswith("above"):
         return value > rule["threshold"]
     if kind.endswith("below"):
@@ -213,6 +267,8 @@ def good_by(rule: dict[str, Any], value: float) -> bool:
     kind, h = rule["rule"], rule.get("hysteresis", 0)
     if math.isnan(value):
         return False
+    if kind == "deviates from reference":
+        return value <= 0
     if kind.endswith("above"):
         return bool(value <= rule["threshold"] - h)
     if kind.endswith("below"):
@@ -300,10 +356,10 @@ def later(history: History, moment: float, wait: float) -> float:
     return end
 
 
-def _spans(history: History, stream: tuple[tuple[str, str], ...]) -> list[tuple[float, float]]:
-    """Return when a stream's state may change: until its writer ends; for samples of agents, while a process records."""
+def _spans(history: History, stream: Stream) -> list[tuple[float, float]]:
+    """Return when time may change a stream's state: until its writer ends; for samples and inbox files, while a process records."""
     who = dict(stream)
-    if "host" in who:
+    if "writer" not in who:
         return [(begun, ended) for begun, ended, _ in lives(history)]
     return [(-FOREVER, end_of(history, w)) for w in history.writers if w.id == who["writer"]]
 
@@ -311,7 +367,7 @@ def _spans(history: History, stream: tuple[tuple[str, str], ...]) -> list[tuple[
 def _walk(
     history: History,
     name: str,
-    stream: tuple[tuple[str, str], ...],
+    stream: Stream,
     rule: dict[str, Any],
     judgements: Iterator[Judgement],
     spans: list[tuple[float, float]],
@@ -319,7 +375,8 @@ def _walk(
     hold, clear = rule.get("hold", 0), rule.get("clear_after", 0)
     out: list[Decided] = []
     firing = False
-    since: tuple[float, tuple[str, int]] | None = None  # what is pending, and its trigger: firing, or, while firing, resolved
+    since: tuple[float, Trigger] | None = None  # what is pending, and its trigger: firing, or, while firing, resolved
+    behind = "inbox" in dict(stream)  # what was copied after the run's end is judged, but nothing waits there
 
     def due(before: float) -> None:
         nonlocal firing, since
@@ -338,7 +395,8 @@ def _walk(
     for moment, trigger, judge in judgements:
         while ahead and ahead[0][1] < moment:
             end(ahead.pop(0))
-        if not ahead or moment < ahead[0][0]:
+        awake = bool(ahead) and moment >= ahead[0][0]
+        if not awake and not behind:
             continue
         due(moment)
         met = judge(firing)
@@ -346,13 +404,13 @@ def _walk(
             continue
         if met is firing:
             since = None  # as it is: what was pending is off
-        elif since is None:
+        elif since is None and (awake or not (clear if firing else hold)):
             since = (moment, trigger)
             if not (clear if firing else hold):
                 due(FOREVER)
     for span in ahead:
         end(span)
-    return out[:MOST_DECISIONS]
+    return out
 
 
 # ---------------------------------------------------------------------- events
@@ -365,52 +423,97 @@ def event_matches(pattern: str, message: Any) -> bool:
     return re.search(pattern[3:], message) is not None if pattern.startswith("re:") else pattern in message
 
 
-def _events(history: History, name: str, rule: dict[str, Any], counts: Callable[[Writer, Rec], bool]) -> list[Decided]:
-    out: list[Decided] = []
-    hold, clear = rule.get("hold", 0), rule.get("clear_after")
+def _by_source(history: History, means: Callable[[Writer, Rec], bool]) -> dict[Stream, list[tuple[float, str, int, Rec]]]:
+    """Return the records that are meant, by writer or inbox file, each in the order of its moments."""
+    found: dict[Stream, list[tuple[float, str, int, Rec]]] = {}
     for w in history.writers:
-        matches: list[tuple[float, tuple[str, int], tuple[str, int]]] = []  # moment, its first match, its last
         for r in w.records:
-            if r.kind == "event" and counts(w, r) and event_matches(rule["pattern"], r.body.get("message")):
-                at = multiple_after(r.moment, rule["frequency"]) if "frequency" in rule else r.moment
-                if "frequency" in rule and matches and matches[-1][0] == at:
-                    matches[-1] = (at, matches[-1][1], (w.id, r.seq))
-                else:
-                    matches.append((at, (w.id, r.seq), (w.id, r.seq)))
-        decided: list[Decided] = []
-        stream, ended = (("writer", w.id),), end_of(history, w)
-        matches = [m for m in matches if m[0] <= ended]
-        while matches:
-            begin, trigger, _ = matches[0]
-            fires = later(history, begin, hold)
-            if hold and fires >= ended:
-                break
-            decided.append(Decided(name, stream, "firing", fires, trigger))
-            if clear is None:
-                break
-            last, ends = matches.pop(0), 0.0
-            while True:
-                ends = max(fires, later(history, last[0], clear))
-                if not matches or matches[0][0] > ends:
-                    break
-                last = matches.pop(0)
-            if ends >= ended:
-                break
-            decided.append(Decided(name, stream, "resolved", ends, last[2]))
-        out += decided[:MOST_DECISIONS]
+            if means(w, r):
+                found.setdefault((source_of(w, r),), []).append((r.moment, w.id, r.seq, r))
+    return {stream: sorted(records, key=lambda f: f[:3]) for stream, records in found.items()}
+
+
+def _events(history: History, name: str, rule: dict[str, Any], counts: Callable[[Writer, Rec], bool]) -> Told:
+    def means(w: Writer, r: Rec) -> bool:
+        return r.kind == "event" and w.role != "agent" and counts(w, r) and event_matches(rule["pattern"], r.body.get("message"))
+
+    out = Told([], {})
+    for stream, records in _by_source(history, means).items():
+        out.begun[stream] = records[0][0], records[0][1:3]
+        spans = _spans(history, stream)
+        matches: list[tuple[float, Trigger, Trigger]] = []  # moment, its first match, its last
+        for moment, writer, seq, _ in records:
+            at = multiple_after(moment, rule["frequency"]) if "frequency" in rule else moment
+            if "frequency" in rule and not any(begun <= moment and at <= ended for begun, ended in spans):
+                continue
+            if "frequency" in rule and matches and matches[-1][0] == at:
+                matches[-1] = (at, matches[-1][1], (writer, seq))
+            else:
+                matches.append((at, (writer, seq), (writer, seq)))
+        out.changes.extend(_walk_matches(history, name, stream, rule, matches, spans))
     return out
 
 
-def _said(history: History, name: str) -> list[Decided]:
-    """What scripts say themselves, in each writer: critical fires, ok resolves."""
-    out = []
-    for w in history.writers:
-        firing, decided = False, []
-        for r in w.records:
-            if r.kind == "state" and r.body["alert"] == name and w.role != "agent" and firing is not (r.body["state"] == "critical"):
+def _walk_matches(
+    history: History,
+    name: str,
+    stream: Stream,
+    rule: dict[str, Any],
+    matches: list[tuple[float, Trigger, Trigger]],
+    spans: list[tuple[float, float]],
+) -> list[Decided]:
+    hold, clear = rule.get("hold", 0), rule.get("clear_after")
+    out: list[Decided] = []
+    pending: tuple[float, Trigger] | None = None
+    last: tuple[float, Trigger] | None = None  # the match from which a clearing counts
+    fired: float | None = None
+
+    def due(before: float) -> None:
+        nonlocal pending, last, fired
+        if pending is not None and later(history, pending[0], hold) < before:
+            fired = later(history, pending[0], hold)
+            out.append(Decided(name, stream, "firing", fired, pending[1]))
+            pending = None
+        if fired is not None and last is not None and clear is not None:
+            ends = max(fired, later(history, last[0], clear))
+            if ends < before:
+                out.append(Decided(name, stream, "resolved", ends, last[1]))
+                fired = last = None
+
+    ahead = list(spans)
+    for moment, first, latest in [*matches, (FOREVER, ("", 0), ("", 0))]:
+        while ahead and ahead[0][1] < moment:
+            due(ahead.pop(0)[1])
+            pending = last = None
+        if moment == FOREVER:
+            due(FOREVER)
+            break
+        awake = bool(ahead) and moment >= ahead[0][0]
+        due(moment)
+        if fired is None and pending is None and not hold:
+            fired = moment
+            out.append(Decided(name, stream, "firing", moment, first))
+        elif fired is None and pending is None and awake:
+            pending = (moment, first)
+        if awake:
+            last = (moment, latest)
+    return out
+
+
+def _said(history: History, name: str) -> Told:
+    """What scripts say themselves, in each writer or inbox file: critical fires, ok resolves."""
+
+    def means(w: Writer, r: Rec) -> bool:
+        return r.kind == "state" and r.body["alert"] == name and w.role != "agent"
+
+    out = Told([], {})
+    for stream, records in _by_source(history, means).items():
+        firing = False
+        out.begun[stream] = records[0][0], records[0][1:3]
+        for moment, writer, seq, r in records:
+            if firing is not (r.body["state"] == "critical"):
                 firing = not firing
-                decided.append(Decided(name, (("writer", w.id),), "firing" if firing else "resolved", r.moment, (w.id, r.seq)))
-        out += decided[:MOST_DECISIONS]
+                out.changes.append(Decided(name, stream, "firing" if firing else "resolved", moment, (writer, seq)))
     return out
 
 
@@ -446,7 +549,7 @@ def end_of(history: History, writer: Writer) -> float:
 def lives(history: History) -> list[tuple[float, float, tuple[str, int]]]:
     """Return the spans (from, to, opening record) in which a process recorded: from an opening to the end of the last that was open."""
     out: list[tuple[float, float, tuple[str, int]]] = []
-    for opened, name, ended in sorted((w.records[0].moment, w.id, end_of(history, w)) for w in history.writers if w.role != "agent"):
+    for opened, name, ended in sorted((w.records[0].moment, w.id, end_of(history, w)) for w in history.writers if w.role not in AGENTS):
         if out and opened <= out[-1][1]:
             out[-1] = (out[-1][0], max(out[-1][1], ended), out[-1][2])
         else:
@@ -454,9 +557,7 @@ def lives(history: History) -> list[tuple[float, float, tuple[str, int]]]:
     return out
 
 
-def _no_progress(
-    history: History, name: str, rule: dict[str, Any], counts: Callable[[Writer, Rec], bool], since: float
-) -> list[Decided]:
+def _no_progress(history: History, name: str, rule: dict[str, Any], counts: Callable[[Writer, Rec], bool], since: float) -> list[Decided]:
     window, hold, clear = rule.get("window", 5), rule.get("hold", 0), rule.get("clear_after", 0)
     progress = _progress(history, rule, counts)
     out: list[Decided] = []
@@ -483,4 +584,138 @@ def _no_progress(
                 if fires < following and fires < ended:
                     out.append(Decided(name, (), "firing", fires, trigger))
                     firing = True
-    return out[:MOST_DECISIONS]
+    return out
+
+
+# ---------------------------------------------------------------------- composed
+
+
+Word = tuple[str, bool]  # what is written, and whether it stood in quotes
+Truth = Callable[[str, str], bool]  # of ("any", "all" or a number; an alert's name)
+
+
+def words_of(when: str) -> list[Word]:
+    """Return the words, quoted names and parentheses of an expression."""
+    found = re.findall(r"""([()])|'([^']*)'|"([^"]*)"|([^\s()'"]+)""", when)
+    return [(mark or plain, False) if mark or plain else (one or two, True) for mark, one, two, plain in found]
+
+
+def _cut(words: list[Word], at: str) -> list[list[Word]]:
+    """Cut an expression at each `at` that is in no parenthesis."""
+    parts: list[list[Word]] = [[]]
+    depth = 0
+    for word in words:
+        depth += {("(", False): 1, (")", False): -1}.get(word, 0)
+        if word == (at, False) and not depth:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def true_of(words: list[Word], truth: Truth) -> bool:
+    """Evaluate an expression: first cut at what binds least."""
+    for at, joined in (("or", any), ("and", all)):
+        parts = _cut(words, at)
+        if len(parts) > 1:
+            return joined([true_of(part, truth) for part in parts])
+    if words[0] == ("not", False):
+        return not true_of(words[1:], truth)
+    if words[0] == ("(", False):
+        return true_of(words[1:-1], truth)
+    return truth(words[0][0] if len(words) > 1 else "any", words[-1][0])
+
+
+def names_in(words: list[Word], *, only_all: bool = False) -> set[str]:
+    """Return the names of alerts in an expression; `only_all`: those that `all` stands before."""
+    out = set()
+    for n, (text, quoted) in enumerate(words):
+        after_all = n > 0 and words[n - 1] == ("all", False)
+        number_of = not quoted and n + 1 < len(words) and words[n + 1] == ("of", False)
+        if (quoted or text not in {"and", "or", "not", "any", "all", "of", "(", ")"}) and not number_of and (after_all or not only_all):
+            out.add(text)
+    return out
+
+
+def composed(history: History, home: Writer, alert: Rec, told: dict[str, Told]) -> list[Decided]:
+    """Return what is decided of a composed alert. `told`: all other alerts, by name."""
+    name, rule, since = alert.body["name"], alert.body["alert"], since_of(alert)
+    words = words_of(rule["when"])
+    if "runs" in rule:
+        notes = _notes(history, alert.body["id"])
+        marks = [(moment, (writer, seq)) for moment, writer, seq, _ in notes]
+    else:
+        operands = {n: told[n] for n in names_in(words) if n in told}
+        marks = [(d.at, d.trigger) for t in operands.values() for d in t.changes]
+        for n in names_in(words, only_all=True) & set(operands):
+            marks += _comings_and_goings(history, operands[n])
+
+    def true_at(moment: float) -> bool:
+        if "runs" in rule:
+            past = [alerts for at, _, _, alerts in notes if at <= moment]
+            return true_of(words, lambda how, n: _elsewhere(past[-1].get(n) if past else None, how))
+        return true_of(words, lambda how, n: n in operands and _here(history, operands[n], how, moment))
+
+    def judgements() -> Iterator[Judgement]:
+        for begun, ended, opener in lives(history):
+            first = max(begun, since)
+            if first > ended:
+                continue
+            for moment in sorted({first} | {m for m, _ in marks if first < m <= ended}):
+                trigger = opener if moment == first else min(t for m, t in marks if m == moment)
+                met = true_at(moment)
+                yield moment, trigger, lambda firing, met=met: met
+
+    return _walk(history, name, (), rule, judgements(), [(begun, ended) for begun, ended, _ in lives(history)])
+
+
+def _comings_and_goings(history: History, of: Told) -> list[tuple[float, Trigger]]:
+    """Return the first points of an alert's streams, and the ends of the writers that have one."""
+    out = list(of.begun.values())
+    for w in history.writers:
+        begun = [m for stream, (m, _) in of.begun.items() if dict(stream).get("writer") == w.id]
+        ended = end_of(history, w)
+        if begun and min(begun) <= ended < FOREVER and has_ended(history, ("writer", w.id), ended):
+            out.append((ended, (w.id, w.records[-1].seq)))
+    return out
+
+
+def has_ended(history: History, source: tuple[str, str], moment: float) -> bool:
+    """Say whether a source of streams has ended by a moment at which the run is open: hosts, files and who ends with the run have not."""
+    ended = min((end_of(history, w) for w in history.writers if source == ("writer", w.id)), default=FOREVER)
+    return ended < moment or (ended == moment and all(moment != end for _, end, _ in lives(history)))
+
+
+def _here(history: History, of: Told, how: str, moment: float) -> bool:
+    """Say whether `any`, `all` or so many of an alert's sources are firing at a moment, after all that changed at it."""
+
+    def source(stream: Stream) -> Stream:
+        return tuple(part for part in stream if part[0] != "metric")
+
+    last = {d.stream: d.state for d in of.changes if d.at <= moment}
+    firing = {source(stream) for stream, state in last.items() if state == "firing"}
+    if how == "any":
+        return bool(firing)
+    if how == "all":
+        present = {source(stream) for stream, (begun, _) in of.begun.items() if begun <= moment}
+        return bool(firing) and all(who in firing for who in present if not has_ended(history, who[0], moment))
+    return len(firing) >= int(how)
+
+
+def _notes(history: History, rule: str) -> list[tuple[float, str, int, dict[str, Any]]]:
+    """Return what agents noted of other runs for a rule: moment, writer, sequence, alerts."""
+    found = [
+        (r.moment, w.id, r.seq, r.body["elsewhere"]["alerts"])
+        for w in history.writers
+        for r in w.records
+        if r.kind == "decision" and r.body.get("elsewhere", {}).get("rule") == rule
+    ]
+    return sorted(found, key=lambda f: f[:3])
+
+
+def _elsewhere(noted: dict[str, Any] | None, how: str) -> bool:
+    if noted is None:
+        return False
+    if how == "all":
+        return bool(noted["firing"]) and noted["live_firing"] == noted["live"]
+    return len(noted["firing"]) >= (1 if how == "any" else int(how))

@@ -86,7 +86,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_the_rules(tmp_path
     path, said = tmp_path / "alerts.toml", list[str]()
     path.write_text(GUARD)
     site = SiteFile(str(path), said.append)
-    assert ([b["name"] for b in site(state())], site.refresh(), said) == (["nan"], False, [])
+    assert ([a.body["name"] for a in site(state())], site.refresh(), said) == (["nan"], False, [])
     path.write_text(GUARD + "threshold = 'x'")
     assert (site.refresh(), len(site), site.refresh()) == (False, 1, False)
     assert len(said) == 1
@@ -113,7 +113,7 @@ def test_lenient_begins_without_rules_where_strict_refuses(tmp_path: Path) -> No
 
 def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
     """Wait for something that a running agent does."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (found := condition()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

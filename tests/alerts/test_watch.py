@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -10,84 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import agree, folder, recorded, wait_for, watch_run
 
-from simspool.agent.alerts.replay import Judged, judge
+from simspool.agent.alerts.replay import judge
 from simspool.sdk import Run
 from simspool.spool import Kind, RunFolder, control, open_spool
-from simspool.spool.process import this_host
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-
-@pytest.fixture
-def spool_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A spool of its own, with no agent."""
-    monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv("SIMSPOOL_URL", raising=False)
-    return tmp_path / "spool"
-
-
-@pytest.fixture
-def start_agent(spool_dir: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Start `agent run` and wait until it serves; all are ended at the end."""
-    started: list[subprocess.Popen[bytes]] = []
-    log = (tmp_path / "agent.log").open("wb")
-
-    def start() -> subprocess.Popen[bytes]:
-        agent = subprocess.Popen([sys.executable, "-W", "error", "-m", "simspool.agent", "run"], stderr=log)
-        started.append(agent)
-        here = this_host()
-        hosts = spool_dir / "agent" / "hosts" / f"{here.name}-{here.pid_namespace}.json"
-        wait_for(lambda: hosts.exists() and json.loads(hosts.read_text())["pid"] == agent.pid)
-        return agent
-
-    yield start
-    for agent in started:
-        if agent.poll() is None:
-            agent.send_signal(signal.SIGCONT)
-            agent.terminate()
-            assert agent.wait(20) == 0
-    log.close()
-    assert "stumbled" not in (tmp_path / "agent.log").read_text()
-
-
-def wait_for(true: Callable[[], Any], seconds: float = 20) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
-
-
-def folder(run: Run) -> RunFolder:
-    """Return a run's folder."""
-    assert run.id
-    return open_spool(os.environ["SIMSPOOL_DIR"]).run(run.id)
-
-
-def recorded(run: Run) -> list[tuple[str, str]]:
-    """Return the decisions that are recorded: (alert, state), in order of their moments."""
-    bodies = judge(folder(run)).recorded.values()
-    return [(b["alert"], b["state"]) for b in sorted(bodies, key=lambda b: (b["at"], b["alert"]))]
-
-
-def agree(judged: Judged) -> bool:
-    """Say whether what was decided live is what is decided by the records."""
-    return not judged.missing and not judged.surplus and bool(judged.decisions)
-
-
-def watch_run(**options: Any) -> Run:
-    """Begin a run that samples nothing and is not stopped."""
-    run = Run(mode="online", **options)
-    run.init("watched")
-    run.config(abort_on_alert="ignore", disable_resources_metrics=True)
-    return run
 
 
 def test_a_bad_value_after_a_good_one_and_then_silence_is_seen(start_agent: Any, spool_dir: Path) -> None:

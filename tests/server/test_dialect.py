@@ -198,6 +198,7 @@ def test_killed_while_uploading_leaves_nothing_visible(tmp_path: Path, start: An
         {"rule": "is not finite", "metric": "*"},
         {"rule": "rate is below", "metric": "loss", "threshold": 0, "window": 60},
         {"rule": "is above", "metric": "loss", "threshold": 0, "hold": 5, "hysteresis": 0.5, "clear_after": 10},
+        {"rule": "deviates from reference", "metric": "loss", "reference": "0" * 64, "tolerance": 0.1},
     ],
     ids=str,
 )  # fmt: skip
