@@ -22,6 +22,7 @@ from pathlib import Path
 import abort_latency
 import caller
 import pipeline
+import programs
 import rules
 import sampling
 from harness import Figure, Plan, raise_file_limit
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Figure]]] = {
     "many_runs": pipeline.many_runs,
     "thousand_runs": pipeline.thousand_runs,
     "sampling": sampling.sampling,
+    "programs": programs.programs,
     "abort_latency": abort_latency.abort_latency,
     "rules": rules.rules,
 }
