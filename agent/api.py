@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from aiohttp import web
 from simspool.spool import RunNotFound, atomic, ids
 
 from .exit_codes import ExitCode
+from .notify.queue import standing
 from .status import last_server, overview
 from .sync import Selection, SyncReport
 
@@ -70,22 +72,30 @@ class LocalApi:
         drain = agent.drain
         ingest = agent.ingest_loop.problem if agent.ingest_loop else ""
         sampling, unsampled = (agent.sampler.problem or agent.sampler.gpu_problem, agent.sampler.problems) if agent.sampler else ("", {})
+        emissions = agent.emissions.problem if agent.emissions else ""
         body["agent"] = {
             "pid": os.getpid(),
             "since": agent.started,
             "on_demand": agent.on_demand,
             "url": agent.config.url,
             "drain": drain.state if drain else "no-target",
-            "problem": ingest or (drain.problem if drain else agent.target_problem) or agent.disk_problem or sampling,
+            "problem": ingest or (drain.problem if drain else agent.target_problem) or agent.disk_problem or sampling or emissions,
             "following": len(agent.ingest.active),
-            "problems": {**unsampled, **agent.ingest.problems, **(drain.delivered.problems if drain else {})},
+            "problems": {
+                **agent.untold(),
+                **unsampled,
+                **agent.inboxes.problems,
+                **agent.ingest.problems,
+                **(drain.delivered.problems if drain else {}),
+            },
         }
         return web.json_response(body)
 
     def _overview(self) -> dict[str, Any]:
         agent = self._agent
         server = agent.drain.server if agent.drain else ""
-        return overview(agent.catalog, agent.spool, server or last_server(agent.catalog, agent.config.url))
+        body = overview(agent.catalog, agent.spool, server or last_server(agent.catalog, agent.config.url))
+        return body | {"notifications": standing(agent.catalog, agent.notifier.channels() if agent.notifier else {}, time.time())}
 
     async def _abort(self, request: web.Request) -> web.Response:
         try:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,6 +24,7 @@ from simspool.spool.process import start_ticks
 from .abort.requests import Aborts
 from .alerts.afterwards import judge_afterwards, unjudged
 from .alerts.decisions import Decision
+from .alerts.elsewhere import Seen, ended_and_firing
 from .alerts.site import SiteFile
 from .alerts.watch import Watch
 from .api import LocalApi
@@ -34,12 +35,17 @@ from .config import AgentConfig, host_file, runtime_folder
 from .drain.backoff import Backoff
 from .drain.loop import Drain
 from .drain.network import NetworkWatch
+from .emissions import EVERY
+from .emissions.meter import Emissions
 from .exit_codes import CommandError, ExitCode
+from .inbox.inboxes import Inboxes
 from .ingest import Ingest
 from .ingest.loop import IngestLoop
 from .ingest.wake import Doorbell, FolderWatch
 from .journal import Journal
 from .notes import RunNotes
+from .notify.notifier import Notifier
+from .notify.settings import NotifySource
 from .progress import Progress
 from .retention import Retention
 from .sampling.sampler import NEVER, Sampler
@@ -84,13 +90,17 @@ class Agent:
         self.progress = Progress()
         self.notes = RunNotes(self.spool)
         self.site: SiteFile | None = None
+        self.notify: NotifySource | None = None
+        self.notifier: Notifier | None = None
         self.watch: Watch | None = None
         self.sampler: Sampler | None = None
+        self.emissions: Emissions | None = None
         self.aborts: Aborts | None = None
         self.on_demand = on_demand
         self.taken = 0  # times that something was taken in
         self.syncs = 0  # that commands are waiting for
         self._address: dict[str, Any] = {}
+        self._here: asyncio.AbstractEventLoop | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -110,6 +120,7 @@ class Agent:
         try:
             self.journal = Journal(self.spool, self.catalog)
             self.ingest = Ingest(self.spool, self.catalog, report=self.report, turn=self._worker_turn, notes=self.notes)
+            self.inboxes = Inboxes(self.spool, self.ingest.unended_runs, self._copied, self.report)
             with contextlib.suppress(OSError):  # housekeeping tries again
                 Retention(self.spool, self.catalog, self.journal, self.config.grace).finish()
         except sqlite3.Error as error:
@@ -133,6 +144,7 @@ class Agent:
                 self._shut()
 
     def _close(self) -> None:
+        self.inboxes.stop()
         self.notes.close()
         with contextlib.suppress(OSError, sqlite3.Error):  # a journal that cannot be sealed is read as it is
             self.journal.close()
@@ -177,6 +189,20 @@ class Agent:
             progress=self.progress, flagged=self._flagged,
         )  # fmt: skip
 
+    def make_notifier(self) -> Notifier | None:
+        """Return what tells people of alerts and ends of runs, if there is a configuration for it."""
+        if self.notify is None:
+            return None
+
+        def follows(run: str) -> bool:
+            return self.watch is not None and self.watch.follows(run)
+
+        return Notifier(self.spool, self.catalog, self.ingest, self.notes, self.work, self.notify, self.report, follows)
+
+    def untold(self) -> dict[str, str]:
+        """Return why people cannot be told, by channel."""
+        return {f"notifications by {name}": why for name, why in (self.notifier.problems() if self.notifier else {}).items()}
+
     def _flagged(self, server: str, flags: Mapping[str, Mapping[str, Any]]) -> None:
         """The server wants runs to be aborted; it says so again and again."""
         for run, flag in flags.items():
@@ -195,6 +221,7 @@ class Agent:
         self.ingest_loop = loop
         bell = self._start_bell(folder, loop.rung)
         watching = self._start_watch(bell)
+        self._start_inboxes(bell, watch, watching)
         atomic.make_folder(self.spool.runs)
         problem = watch.start()
         if problem:
@@ -209,6 +236,9 @@ class Agent:
         tasks = [asyncio.create_task(loop.run()), asyncio.create_task(self._watch_processes(loop))]
         if self.drain is not None:
             tasks.append(asyncio.create_task(self.drain.run()))
+        notifier = self.notifier = self.make_notifier()
+        if notifier is not None:
+            tasks.append(asyncio.create_task(notifier.run()))
         waiting = asyncio.create_task(stop.wait())
         try:
             await self._reachable(bell, api)
@@ -231,25 +261,58 @@ class Agent:
             await asyncio.gather(waiting, *tasks, return_exceptions=True)
             watch.stop()
             await asyncio.to_thread(watching.close)
+            if notifier is not None:
+                await asyncio.to_thread(notifier.stop)
 
     def _start_watch(self, bell: Doorbell | None) -> contextlib.ExitStack:
         """Start the threads that judge, abort and sample; closing what is returned ends them."""
         stack = contextlib.ExitStack()
-        watch = self.watch = Watch(self.spool, self.notes, _Acts(self), site=self.site, report=self.report)
+        here = asyncio.get_running_loop()
+
+        def ended() -> Future[list[Seen]]:
+            return asyncio.run_coroutine_threadsafe(self.work(ended_and_firing, self.catalog), here)
+
+        watch = self.watch = Watch(self.spool, self.notes, _Acts(self), site=self.site, report=self.report, ended=ended)
         aborts = self.aborts = Aborts(
             self.spool, self.notes, watch.live, graces=self.config.graces, bell=bell.path if bell else None, report=self.report
         )
         if bell is not None:
             bell.also(watch.rung)
-        self.ingest.tell(watch.follow)
+
+        def follow(found: list[tuple[str, str]]) -> None:
+            # what this agent notes in a run that has ended is no reason to watch it again
+            watch.follow([(w, run) for w, run in found if watch.follows(run) or (self.notes.position(run) or ("",))[0] != w])
+
+        self.ingest.tell(follow)
         sampler = self.sampler = Sampler(self.spool.path, self.notes.sample, watch.live)
-        for part in (watch, aborts, sampler):
+        emissions = self.emissions = Emissions(
+            self.spool, self.notes, watch.live, country=self.config.country, every=self.config.emissions_every, report=self.report
+        )
+        for part in (watch, aborts, sampler, emissions):
             part.start()
             stack.callback(part.stop)
         for name, last_turn in (("watch", lambda: watch.progress), ("abort ladder", lambda: aborts.ladder.progress)):
             self.progress.follow(name, last_turn, _IDLE)
             stack.callback(self.progress.end, name)
         return stack
+
+    def _start_inboxes(self, bell: Doorbell | None, folders: FolderWatch, stack: contextlib.ExitStack) -> None:
+        """Start the thread that copies what programs append; `stack` ends it."""
+        inboxes, self._here = self.inboxes, asyncio.get_running_loop()
+        if bell is not None:
+            bell.of_inboxes = inboxes.rung
+        inboxes.start(folders.follow_inboxes)
+        stack.callback(inboxes.stop)
+        self.progress.follow("inbox", lambda: inboxes.progress, _IDLE)
+        stack.callback(self.progress.end, "inbox")
+
+    def _copied(self, ring: bytes) -> None:
+        """Lines of an inbox are records now: said as scripts ring, in the thread that copied them."""
+        if self.watch is not None:
+            self.watch.rung(ring)
+        if self.ingest_loop is not None and self._here is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._here.call_soon_threadsafe(self.ingest_loop.rung, ring)
 
     async def refresh_site(self) -> None:
         """Take over what changed in the site's file of alerts."""
@@ -264,7 +327,13 @@ class Agent:
 
         watch = self.watch
         runs = [run for run in await self.work(find) if watch is None or not watch.follows(run)]
-        return await asyncio.to_thread(judge_afterwards, self.spool, runs, self.notes, _Acts(self), self.site, self.report) if runs else 0
+        if not runs:
+            return 0
+        known = await self.work(ended_and_firing, self.catalog)
+        judged = await asyncio.to_thread(judge_afterwards, self.spool, runs, self.notes, _Acts(self), self.site, self.report, known)
+        if judged and watch is not None:
+            watch.judged_others()
+        return judged
 
     async def _watch_processes(self, loop: IngestLoop) -> None:
         """Have the kernel say when a script ends, and how; scripts that die are closed at once."""
@@ -330,7 +399,10 @@ class Agent:
         atomic.make_folder(os.path.dirname(path))
         pid, samples_from = os.getpid(), time.clock_gettime_ns(time.CLOCK_BOOTTIME) + AHEAD
         ticks = (start_ticks(pid) or (0, ""))[0]
-        body = {**self._address, "pid": pid, "start_ticks": ticks, "on_demand": self.on_demand, "samples_from": samples_from}
+        body = {
+            **self._address, "pid": pid, "start_ticks": ticks, "on_demand": self.on_demand, "samples_from": samples_from,
+            "country": self.config.country,
+        }  # fmt: skip
         atomic.write_json(path, body)
         if self.sampler is not None:
             self.sampler.samples_from = samples_from
@@ -353,10 +425,14 @@ class Agent:
         self.taken += 1
         if self.drain is not None:
             self.drain.wake()
+        if self.notifier is not None:
+            self.notifier.wake()
 
     def _network_changed(self) -> None:
         if self.drain is not None:
             self.drain.retry()
+        if self.notifier is not None:
+            self.notifier.retry()
 
     # ------------------------------------------------------------------ sync
 
@@ -392,11 +468,20 @@ class _Acts:
             self._agent.aborts.heard(run, writer, body, at)
 
 
-def agent_config(spool: Spool, url: str | None, token: str | None, graces: Graces | None = None) -> AgentConfig:
-    """Return the settings of an agent, with SIMSPOOL_GRACE (days that acknowledged data is kept) taken from the environment."""
-    grace = os.environ.get("SIMSPOOL_GRACE")
+def agent_config(
+    spool: Spool, url: str | None, token: str | None, graces: Graces | None = None, country: str | None = None
+) -> AgentConfig:  # fmt: skip
+    """Return the settings of an agent; SIMSPOOL_GRACE (days that acknowledged data is kept) and SIMSPOOL_EMISSIONS_EVERY (s) are taken
+    from the environment.
+    """
+    return AgentConfig(
+        spool, url, token, grace=max(_number("SIMSPOOL_GRACE", 7.0), 0.0) * 86400.0, graces=graces or Graces(), country=country,
+        emissions_every=max(_number("SIMSPOOL_EMISSIONS_EVERY", EVERY), 1.0),
+    )  # fmt: skip
+
+
+def _number(variable: str, default: float) -> float:
     try:
-        days = 7.0 if grace is None else float(grace)
+        return float(os.environ.get(variable, default))
     except ValueError:
-        days = 7.0
-    return AgentConfig(spool, url, token, grace=max(days, 0.0) * 86400.0, graces=graces or Graces())
+        return default

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from simspool.agent.catalog.store import place_key
+from simspool.agent.emissions import EVERY
 from simspool.sdk.config import Graces
 from simspool.spool import Spool
 from simspool.spool.agent_address import address_file
@@ -16,7 +17,8 @@ _SUN_PATH = 107  # bytes of a unix socket's path
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """One agent's settings. Times are seconds; `grace` is how long acknowledged data stays in the spool, `graces` are those of aborts."""
+    """One agent's settings. Times are seconds; `grace` is how long acknowledged data stays in the spool, `graces` are those of aborts,
+    `country` that of emissions, and `emissions_every` is between two of their samples."""
 
     spool: Spool
     url: str | None = None
@@ -26,6 +28,8 @@ class AgentConfig:
     retention_every: float = 3600.0
     disk_floor: int = 512 << 20
     graces: Graces = field(default_factory=Graces)
+    country: str | None = None
+    emissions_every: float = EVERY
 
 
 def runtime_folder(spool: Spool) -> str | None:

@@ -88,6 +88,8 @@ class Housekeeping:
             if not server:
                 return  # nobody is there whose receipts count
             for run in await agent.work(retention.eligible, server):
+                if agent.notifier is not None and run in agent.notifier.runs():
+                    continue  # it would go, and with it what people are to be told of it
                 freed = await agent.work(retention.prune, server, run)
                 if freed is not None:
                     agent.report(f"run {run} is acknowledged and over its grace: {freed} bytes freed")

@@ -118,7 +118,7 @@ class IdleEnd:
         """Return why it is time to end, or nothing."""
         agent = self._agent
         busy = await agent.work(agent.ingest.busy_runs)
-        if busy or agent.syncs or self._taken != agent.taken:
+        if busy or agent.syncs or agent.inboxes.is_busy or self._taken != agent.taken:
             self._taken, self._quiet_since, self._moved = agent.taken, now, now
             return ""
         if self._spool_is_gone():
@@ -128,19 +128,21 @@ class IdleEnd:
             self._quiet_since = now
             if waiting != self._waiting:
                 self._waiting, self._moved = waiting, now
-            return f"{waiting} records and files wait for a server that takes nothing" if now - self._moved > _PATIENCE else ""
+            return f"{waiting} records, files or messages wait for somebody who takes nothing" if now - self._moved > _PATIENCE else ""
         return "nothing is left to do" if now - self._quiet_since >= self._idle else ""
 
     def _count_waiting(self) -> int:
         agent = self._agent
+        notices = agent.notifier.waiting() if agent.notifier is not None else 0
         if agent.drain is None:
-            return 0
+            return notices
         found = overview(agent.catalog, agent.spool, agent.drain.server or last_server(agent.catalog, agent.config.url))
-        return int(found["records"]["waiting"] + found["files"]["waiting"])
+        return int(found["records"]["waiting"] + found["files"]["waiting"]) + notices
 
     async def _news(self) -> bool:
         """Whether a look at everything finds something new."""
         agent = self._agent
+        await asyncio.to_thread(agent.inboxes.copy_all)
         writers = await agent.work(agent.ingest.scan)
         read = await agent.work(agent.ingest.read)
         busy = await agent.work(agent.ingest.busy_runs)

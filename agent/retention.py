@@ -8,6 +8,7 @@ import shutil
 import time
 
 from simspool.agent.catalog import Catalog
+from simspool.agent.inbox.positions import is_copied
 from simspool.agent.journal import Journal
 from simspool.spool import RunFolder, Spool, atomic, ids, layout
 
@@ -45,7 +46,7 @@ class Retention:
 
         Raises OSError when the journal cannot be written; then nothing is deleted.
         """
-        if run not in self.eligible(server):
+        if run not in self.eligible(server) or not is_copied(self._spool.run(run)):
             return None
         known = dict(self._catalog.rows("SELECT id, sequence - 1 FROM writers WHERE run = ?", (run,)))
         going = RunFolder(os.path.join(self._spool.runs, _GOING + run), run)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from simspool.agent.inbox import quarantine
+from simspool.agent.inbox.positions import Position
 from simspool.spool import DamagedBlob, Kind, NewerFormat, RunFolder, Spool, Tail, blobs, ids, layout, process, reader
 from simspool.spool.frames import Record
 from simspool.spool.reader import read_drop_counts
@@ -25,8 +27,8 @@ class Finding:
     """One thing that a scrub found.
 
     `kind` is a `Damage` kind (corrupt, torn, loss, header, drops, missing), lost (sequences that no damage names), blob-damaged,
-    blob-missing or unreadable (all of them damage), newer (a newer format, left alone) or dropped (records that were refused when
-    they were made, by reason: counted, no damage).
+    blob-missing or unreadable (all of them damage), newer (a newer format, left alone), dropped (records that were refused when
+    they were made, by reason: counted, no damage) or not-understood (lines of an inbox: kept and counted, no damage).
     `start` and `end` bound the bytes in `path`, `first` and `last` the sequences that are lost, 0 where there are none or nobody can know.
     """
 
@@ -171,6 +173,7 @@ def _writers(spool: Spool, run: RunFolder, assume_dead: bool, totals: Totals) ->
 def _writer(spool: Spool, run: RunFolder, folder: str, dead: bool, totals: Totals) -> Iterator[Finding]:
     writer, last_segment = os.path.basename(folder), 0
     named: set[tuple[int, int]] = set()
+    bad: dict[str, tuple[int, int]] = {}
     with Tail(folder, run.id) as tail:
         for chunk in tail.read(dead=dead):
             if chunk.segment != last_segment:
@@ -187,6 +190,12 @@ def _writer(spool: Spool, run: RunFolder, folder: str, dead: bool, totals: Total
                 totals.records += item.last - item.first + 1
                 if isinstance(item, Record) and item.kind == Kind.ARTIFACT and item.body is not None:
                     yield from _named_blob(spool, run, item, writer)
+                elif isinstance(item, Record) and item.kind == Kind.INBOX and (at := Position.of(item.body)) is not None:
+                    bad[at.file] = bad.get(at.file, (at.bad, 0))[0], at.bad
+    for name, (before, now) in bad.items():
+        if now > before:
+            detail = f"{now - before:,} lines, kept in {quarantine.path_of(spool, run.id, name)}"
+            yield Finding("not-understood", os.path.join(run.inbox, name), run.id, writer, detail=detail)
     drops = read_drop_counts(folder)
     if drops:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in drops.items())

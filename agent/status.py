@@ -8,6 +8,7 @@ from typing import Any
 
 from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.store import pruned
+from simspool.agent.inbox import quarantine
 from simspool.spool import RunNotFound, Spool, records, runstate
 
 
@@ -45,6 +46,7 @@ def overview(catalog: Catalog, spool: Spool, server: str) -> dict[str, Any]:
         },
         "files": {"recorded": files, "acknowledged": stored, "waiting": files - stored - files_refused, "refused": files_refused},
         "damage": damage,
+        "not_understood": len(list(quarantine.found_in(spool))),
     }  # fmt: skip
 
 

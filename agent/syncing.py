@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .drain.loop import Drain
+from .notify.notifier import TELL
 from .sync import Goals, Selection, SyncReport
 
 if TYPE_CHECKING:
@@ -26,14 +27,17 @@ class Syncing:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._patient = patient or timeout is not None
         self._report = SyncReport(url=agent.config.url or "")
+        self._copied = False
 
     async def run(self, selection: Selection) -> SyncReport:
         """Do it. Raises RunNotFound."""
         agent, report = self._agent, self._report
         self._progress(report)
         await self._ingest_all()
-        if agent.watch is None and await agent.judge_the_rest(ended=False):
-            await self._ingest_all()
+        if agent.watch is None:
+            if await agent.judge_the_rest(ended=False):
+                await self._ingest_all()
+            await self._tell()
         runs = await agent.work(selection.resolve, agent.catalog, agent.spool)
         newer = agent.ingest.newer if runs is None else agent.ingest.newer.intersection(runs)
         report.problems.update({run: agent.ingest.problems[run] for run in newer if run in agent.ingest.problems})
@@ -78,8 +82,29 @@ class Syncing:
                 if not found.more:
                     break
             await agent.work(agent.ingest.read)  # a second look tells who is silent
-            if not await agent.work(agent.ingest.bury):
+            buried = await agent.work(agent.ingest.bury)
+            if not await self._copy_inboxes() and not buried:
                 return
+
+    async def _copy_inboxes(self) -> bool:
+        """Copy what programs have appended; true the first time, and where something came."""
+        first, self._copied = not self._copied, True
+        return bool(await asyncio.to_thread(self._agent.inboxes.copy_all)) or first
+
+    async def _tell(self) -> None:
+        """Tell people what there is to tell; no running agent does it."""
+        agent = self._agent
+        notifier = agent.make_notifier()
+        if notifier is None:
+            return
+        longest = TELL if self._deadline is None else min(TELL, max(self._deadline - time.monotonic(), 0.0))
+        try:
+            left = await notifier.tell(longest)
+        finally:
+            await asyncio.to_thread(notifier.stop)
+        if left:
+            why = "; ".join(notifier.problems().values()) or "it takes too long"
+            agent.report(f"{left} notifications are left for the next sync or agent: {why}")
 
     async def _follow(self, drain: Drain, goals: Goals) -> None:
         agent, report = self._agent, self._report

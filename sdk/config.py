@@ -139,6 +139,7 @@ def load_config(
         (env.get("SIMVUE_TOKEN"), "SIMVUE_TOKEN"),
         *foreign.values("token"),
     )
+    sources["notify"] = own_path if own.get("notify") else ""
     defaults = own.get("run") or foreign.toml.get("run") or {}
     return Config(
         spool_dir=os.path.abspath(_expand(spool_dir, home)),

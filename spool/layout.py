@@ -104,6 +104,11 @@ class RunFolder:
         return os.path.join(self.path, "blobs")
 
     @property
+    def inbox(self) -> str:
+        """The folder of lines from other languages."""
+        return os.path.join(self.path, "inbox")
+
+    @property
     def control(self) -> str:
         """Where requests to the script lie."""
         return os.path.join(self.path, "control")

@@ -25,14 +25,17 @@ __all__ = ["main", "common", "Settings", "COMMANDS"]
 # name -> (module, attribute, one line of help). A test holds each line against the command's own.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "Watch the spool and drain it to the server, until stopped."),
+    "exec": ("exec", "exec_", "Run a command of any language as a recorded run."),
     "sync": ("sync", "sync", "Send what is recorded to the server, then stop."),
     "status": ("status", "status", "Show the agent, the targets and what waits to be sent."),
     "ls": ("status", "ls", "List the runs of the spool."),
     "show": ("status", "show", "Show one run: status, metrics, files, what was sent."),
     "cat": ("cat", "cat", "Print a run's records, in order."),
+    "log": ("log", "log", "Record from a shell script: metrics, events, files, status."),
     "abort": ("abort", "abort", "Stop a run, in every process that records it."),
     "check": ("check", "check", "Verify every segment and blob; report damage with its bounds."),
     "alerts": ("alerts", "alerts", "Show, add, check and replay alert rules."),
+    "notify": ("notify", "notify", "Tell people of alerts and ends of runs: try it out."),
     "serve": ("serve", "serve", "Serve a folder as a server that agents drain to."),
     "service": ("service", "service", "Run the agent, or a timer for syncs, as a systemd service."),
 }

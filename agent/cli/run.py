@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import click
 
-from simspool.agent.exit_codes import ExitCode
+from simspool.agent.exit_codes import CommandError, ExitCode
 from simspool.agent.on_demand import IDLE, IdleEnd, is_elsewhere, note_start, replace, settle, stamped
 from simspool.sdk.agent_start import serving_agent
 from simspool.spool import Locked
@@ -38,8 +38,9 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
     """Serve the spool until SIGTERM or SIGINT; the spool is made where there is none (not on demand: a script has made it)."""
     from simspool.agent.alerts.site import SiteFile
     from simspool.agent.app import Agent, agent_config
+    from simspool.agent.notify.settings import NotifySource
     from simspool.agent.service.notify import Notifier
-    from simspool.sdk.config import Graces
+    from simspool.sdk.config import Graces, load_config
 
     if on_demand:
         settle()
@@ -51,9 +52,11 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
         faulthandler.enable()  # the watchdog's SIGABRT leaves every thread's stack in the journal
     spool = settings.open_spool(create=not on_demand)
     found = settings.config.graces
-    config = agent_config(spool, settings.server_url, settings.server_token, Graces(found.answer, found.callback, found.term))
+    graces = Graces(found.answer, found.callback, found.term)
+    config = agent_config(spool, settings.server_url, settings.server_token, graces, _country(settings, on_demand))
     alerts = alerts or settings.config.alerts
     alerts = alerts and os.path.abspath(alerts)
+    folder = os.getcwd()
     if on_demand:
         os.chdir("/")  # the settings are those of the script's folder; the folder itself is not to be held
 
@@ -64,6 +67,9 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
         else:
             output.note(stamped(text) if on_demand else text)
 
+    # a script's agent is better than none
+    notify = NotifySource(lambda: load_config(folder=folder), report, lenient=on_demand)
+
     async def serve() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -71,9 +77,17 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
             loop.add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
             agent = Agent(config, report=report, on_demand=on_demand)
+            agent.notify = notify
             if alerts:
-                agent.site = site = SiteFile(alerts, report, lenient=on_demand)  # a script's agent is better than none
-                loop.add_signal_handler(signal.SIGHUP, site.read_again)
+                agent.site = SiteFile(alerts, report, lenient=on_demand)
+
+            def hang_up() -> None:
+                if agent.site is not None:
+                    agent.site.read_again()
+                if agent.notifier is not None:
+                    agent.notifier.reload()
+
+            loop.add_signal_handler(signal.SIGHUP, hang_up)
             asked = False
             give_up = loop.time() + _PATIENCE
             while not stop.is_set():
@@ -113,6 +127,19 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve())
     return ExitCode.OK
+
+
+def _country(settings: Settings, lenient: bool) -> str | None:
+    """Return the country of emissions. A script's agent does without one that is not valid: the script has heard of it."""
+    from simspool.sdk.emissions import country_of
+    from simspool.sdk.errors import ConfigError
+
+    try:
+        return country_of(settings.config)
+    except ConfigError as error:
+        if lenient:
+            return None
+        raise CommandError(ExitCode.USAGE, str(error)) from None
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from simspool.agent.catalog import Catalog
 from simspool.agent.exit_codes import ExitCode
 from simspool.agent.status import find_run, last_server, list_runs, overview, show_run
+from simspool.spool import Spool
 
 from . import output
 from .handover import agent_status
@@ -25,6 +28,7 @@ def status(settings: Settings) -> int:
     if body is None:
         with open_view(spool) as catalog:
             body = {**overview(catalog, spool, last_server(catalog, settings.server_url)), "agent": None}
+            body["notifications"] = _notifications(settings, spool, catalog)
     if settings.json:
         output.echo_json(body)
         return ExitCode.OK
@@ -46,14 +50,30 @@ def status(settings: Settings) -> int:
     drops = body["records"]["dropped"]
     if drops:
         lines.append(("dropped", ", ".join(f"{n} {reason}" for reason, n in drops.items())))
+    for channel, told in body.get("notifications", {}).items():
+        text = f"{told['sent']} sent, {told['pending']} pending" + (f", {told['abandoned']} abandoned" if told["abandoned"] else "")
+        lines.append((f"by {channel}", text + (f": {told['error']}" if told["error"] and told["pending"] else "")))
     if body["damage"]:
         lines.append(("damage", f"{body['damage']} places: `agent check` says where"))
+    if body["not_understood"]:
+        lines.append(("inbox", f"{body['not_understood']} files with lines that were not understood: `agent check` names them"))
     if agent and agent["problem"]:
         lines.append(("problem", agent["problem"]))
     lines += [("problem", f"{what}: {why}") for what, why in (agent or {}).get("problems", {}).items()]
     for line in output.pairs(lines):
         output.echo(line)
     return ExitCode.OK
+
+
+def _notifications(settings: Settings, spool: Spool, catalog: Catalog) -> dict[str, Any]:
+    """Return what people were told, by the channels that an agent would have here."""
+    from simspool.agent.notify.queue import since, standing
+    from simspool.agent.notify.settings import parse
+
+    path = settings.config.sources.get("notify", "")
+    found = {channel.name: channel.on for channel in parse(settings.config.notify, path)}
+    there = since(spool, found, path, note=False)
+    return standing(catalog, {name: (on, there[name]) for name, on in found.items()}, time.time())
 
 
 def _amounts(body: dict[str, Any]) -> str:

@@ -90,6 +90,7 @@ def _hand_over(path: str, body: dict[str, Any], show: Callable[[dict[str, Any]],
 def _alone(settings: Settings, spool: Spool, body: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     from simspool.agent.alerts.site import SiteFile
     from simspool.agent.app import Agent, agent_config
+    from simspool.agent.notify.settings import NotifySource
     from simspool.agent.sync import Selection
 
     config = agent_config(spool, settings.server_url, settings.server_token)
@@ -98,6 +99,7 @@ def _alone(settings: Settings, spool: Spool, body: dict[str, Any], show: Callabl
         agent = Agent(config, report=output.note)
         if settings.config.alerts:
             agent.site = SiteFile(settings.config.alerts, output.note, lenient=True)  # sending does not depend on it
+        agent.notify = NotifySource(lambda: settings.config, output.note, lenient=True)
         async with agent:
             found = await agent.sync(Selection.parse(body), timeout=body["timeout"], progress=lambda r: show(r.as_dict()))
             return found.as_dict()

@@ -67,6 +67,7 @@ class Ingest:
         self._poison: set[str] = set()
         self._looks = 0
         self.begun = 0  # writers whose first record was read
+        self.scanned = False
         self.hardener = Hardener(spool, report)
         self._load()
 
@@ -133,6 +134,10 @@ class Ingest:
         """Return the runs with a writer whose process lives: not the agent's own."""
         return sorted({f.run for f in self._followed.values() if f.header is not None and f.role not in AGENTS and is_alive(f.header)})
 
+    def unended_runs(self) -> set[str]:
+        """Return the runs with a writer that has not ended, or is not read yet; agents' own do not count. Safe to call from any thread."""
+        return {f.run for f in list(self._followed.values()) if f.role not in AGENTS and not f.closed}
+
     def live_writers(self) -> list[LiveWriter]:
         """Return the scripts' writers that have not ended, without their options. Safe to call from any thread."""
         return [
@@ -147,6 +152,24 @@ class Ingest:
         """
         left = (f for f in self._followed.values() if f.role not in AGENTS and f.writer not in self._bad)
         return {f.run for f in left if f.header is not None and is_alive(f.header) is not None}
+
+    def knows_all(self, run: str, *, but: str | None, scripts: bool) -> bool:
+        """Say whether everything is taken in that agents before this one noted in a run.
+
+        With `scripts`, also whether no script's writer is open. `but` is a writer that need not be read. What cannot be read is not
+        waited for.
+        """
+        if not self.scanned:
+            return False
+        for f in self._followed.values():
+            if f.run != run or f.writer == but or f.writer in self._bad or f.writer in self._poison:
+                continue
+            if f.role in {None, "agent"}:
+                if (f.quiet == 0 and layout.segments(f.tail.folder)) or (f.header is not None and is_alive(f.header) is False):
+                    return False
+            elif scripts and f.role not in AGENTS:
+                return False
+        return True
 
     def _follow(
         self, writer: str, run: str, segment: int = 0, offset: int = 0, sequence: int = 1, chain: int = 0, closed: int = 0,
@@ -184,6 +207,7 @@ class Ingest:
         gone = self._seen.keys() - entries - self._pruned
         late = [(w, r) for w, r in self._stillborn.items() if layout.segments(os.path.join(self.spool.runs, r, "w", w))]
         if not found and not gone and not late:
+            self.scanned = True
             return 0
         with self._pass() as db:
             for run in sorted(gone):
@@ -210,6 +234,7 @@ class Ingest:
             self._follow(writer, run)
         for run, _, changed in found:
             self._seen[run] = changed
+        self.scanned = True
         self._tell(new + late)
         return len(new) + len(late)
 
@@ -222,7 +247,7 @@ class Ingest:
         [records] = db.execute("SELECT coalesce(sum(sequence - 1), 0) FROM writers WHERE run = ?", (run,)).fetchone()
         for table in ("pieces", "definitions", "damage"):
             db.execute(f"DELETE FROM {table} WHERE {where}", (run,))  # noqa: S608
-        for table in ("artifacts", "metrics", "events", "writers"):
+        for table in ("artifacts", "metrics", "events", "notices", "told", "writers"):
             db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))  # noqa: S608
         db.execute("DELETE FROM runs WHERE id = ?", (run,))
         for followed in [f for f in self._followed.values() if f.run == run]:

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from typing import Any
 
+from simspool.agent.notify.queue import Queued
 from simspool.spool import Kind, records, runstate
 from simspool.spool.frames import BOOT, STEP, MetricBatch, Record
 from simspool.spool.segment_header import SegmentHeader
@@ -21,6 +22,7 @@ class Summary:
         self._metrics: dict[tuple[str, str], list[Any]] = {}
         self._events: dict[str, list[Any]] = {}
         self._artifacts: list[tuple[Any, ...]] = []
+        self._notify = Queued()
 
     def state(self, run: str) -> dict[str, Any]:
         """Return a run's folded state, to be changed in place."""
@@ -71,7 +73,11 @@ class Summary:
                 category, mime = plain_text(body.get("category")), plain_text(body.get("mime"))
                 size = _column_int(body.get("size"))
                 self._artifacts.append((writer, record.seq, run, plain_text(name), category, plain_text(digest), size, mime))
+        elif kind == Kind.NOTIFICATION:
+            self._notify.said(run, wall, body)
         else:
+            if kind == Kind.DECISION:
+                self._notify.decided(run, wall, body)
             runstate.apply(self.state(run), writer, record.seq, kind, wall, body)
 
     def flush(self) -> None:
@@ -108,6 +114,7 @@ class Summary:
             "INSERT OR IGNORE INTO artifacts(writer, seq, run, name, category, digest, size, mime) VALUES (?,?,?,?,?,?,?,?)",
             self._artifacts,
         )
+        self._notify.flush(self._connection, self._states)
         self.forget()
 
     def forget(self) -> None:
@@ -116,6 +123,7 @@ class Summary:
         self._metrics.clear()
         self._events.clear()
         self._artifacts.clear()
+        self._notify.clear()
 
 
 def plain_text(value: Any) -> str | None:

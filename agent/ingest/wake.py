@@ -9,12 +9,14 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from simspool.agent.inbox.ring import RING
 from simspool.spool import Spool, filesystem
 
 if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver, ObservedWatch
 
 _MAX_WATCHES = 64  # watchdog keeps a thread for each
+_MAX_INBOXES = 32
 
 
 class Doorbell:
@@ -23,6 +25,7 @@ class Doorbell:
     def __init__(self, path: str, rung: Callable[[bytes], None]) -> None:
         self.path, self._rung = path, [rung]
         self._socket: socket.socket | None = None
+        self.of_inboxes: Callable[[bytes], None] = lambda _: None  # hears of lines in a run's inbox
 
     def also(self, rung: Callable[[bytes], None]) -> None:
         """Tell somebody else as well, first."""
@@ -49,6 +52,9 @@ class Doorbell:
                 data = self._socket.recv(64)
             except OSError:
                 return
+            if data.startswith(RING):
+                self.of_inboxes(data)
+                continue
             for tell in self._rung:
                 tell(data)
 
@@ -73,6 +79,7 @@ class FolderWatch:
         self._spool, self._changed = spool, changed
         self._observer: BaseObserver | None = None
         self._watches: dict[str, ObservedWatch] = {}
+        self._inboxes: dict[str, ObservedWatch] = {}
 
     def start(self) -> str | None:
         """Begin; returns why not, when it does not work here."""
@@ -112,6 +119,28 @@ class FolderWatch:
             if folder not in self._watches:
                 with contextlib.suppress(OSError):  # gone, or out of watches: the scan finds it
                     self._watches[folder] = self._observer.schedule(self._handler, folder, recursive=False)
+
+    def follow_inboxes(self, folders: list[str], changed: Callable[[str], None]) -> None:
+        """Watch these inboxes for files that come and grow, and no others; `changed` is told of the folder, in a thread of watchdog's."""
+        observer = self._observer
+        if observer is None:
+            return
+        from watchdog.events import FileCreatedEvent, FileModifiedEvent, FileMovedEvent, FileSystemEventHandler
+
+        class Handler(FileSystemEventHandler):
+            def on_any_event(self, event: Any) -> None:
+                changed(os.path.dirname(os.fsdecode(event.src_path)))
+
+        wanted = folders[:_MAX_INBOXES]
+        for gone in self._inboxes.keys() - set(wanted):
+            with contextlib.suppress(KeyError, OSError):
+                observer.unschedule(self._inboxes[gone])
+            del self._inboxes[gone]
+        for folder in wanted:
+            if folder not in self._inboxes:
+                with contextlib.suppress(OSError):  # gone, or out of watches: the copier's own look finds it
+                    kinds = [FileCreatedEvent, FileModifiedEvent, FileMovedEvent]
+                    self._inboxes[folder] = observer.schedule(Handler(), folder, recursive=False, event_filter=kinds)
 
     def stop(self) -> None:
         """End watching."""

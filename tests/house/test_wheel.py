@@ -59,8 +59,8 @@ def test_the_wheel_names_its_commands_and_licence(wheel: Path, project: dict[str
     with zipfile.ZipFile(wheel) as archive:
         entry_points = next(n for n in archive.namelist() if n.endswith("entry_points.txt"))
         metadata = next(n for n in archive.namelist() if n.endswith("METADATA"))
-        assert "agent = simspool.agent.cli:main" in archive.read(entry_points).decode()
-        assert "simspool = simspool.agent.cli:main" in archive.read(entry_points).decode()
+        assert "agent = simspool.agent.__main__:main" in archive.read(entry_points).decode()
+        assert "simspool = simspool.agent.__main__:main" in archive.read(entry_points).decode()
         assert "License-Expression: Apache-2.0" in archive.read(metadata).decode()
         assert any(n.endswith("LICENSE") for n in archive.namelist())
 
