@@ -235,7 +235,7 @@ def test_where_another_hosts_agent_has_the_spool_scripts_wait_longer(spool: Spoo
     lock = SpoolLock(spool)
     with lock:
         Path(spool.agent, "lock").write_text('{"pid": 4194304}')  # beyond the largest pid
-        process = script("elsewhere", 1.5)
+        process = script("elsewhere", 6)
         assert "agent sync" in process.communicate(timeout=60)[1]
         wait_for(lambda: not agents_of(Path(spool.path)), "its end")
     left = note_of(Path(spool.path))["until"] - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -41,7 +41,7 @@ def record_campaign() -> None:
         run.create_event_alert("quiet", pattern="never said", description="an event")
         run.create_user_alert("converged")
         run.create_user_alert("ready")
-        run.create_alert("not both", source="alerts", when="not (converged and ready)")
+        run.create_alert("both", source="alerts", when="quiet and not ready")
         run.log_alert(name="converged", state="critical")
         run.log_alert(name="ready", state="ok")
         IDS["alpha"] = str(run.id)
@@ -203,11 +203,11 @@ def test_events(client: Client) -> None:
 
 def test_alerts(client: Client) -> None:
     assert client.get_alerts("alpha") == ["converged"]
-    assert client.get_alerts("alpha", critical_only=False) == ["converged", "not both", "quiet", "ready"]
+    assert client.get_alerts("alpha", critical_only=False) == ["both", "converged", "quiet", "ready"]
     assert client.get_alerts("beta", critical_only=False) == []
     found = {a["name"]: a for a in client.get_alerts("alpha", critical_only=False, names_only=False)}
     assert (found["quiet"]["source"], found["quiet"]["alert"]["pattern"]) == ("events", "never said")
-    assert (found["not both"]["source"], found["not both"]["alert"]["when"]) == ("alerts", "not (converged and ready)")
+    assert (found["both"]["source"], found["both"]["alert"]["when"]) == ("alerts", "quiet and not ready")
     assert (found["quiet"]["status"], found["quiet"]["since"], found["quiet"]["description"]) == (None, None, "an event")
     run = client.get_run("alpha")
     assert run["started"] < found["converged"]["since"] < run["endtime"]
