@@ -34,12 +34,17 @@ def test_a_bare_interpreter_loads_no_third_party_module(script: Any) -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-@pytest.mark.parametrize(("statement", "most"), [("import simspool.sdk", 30), ("from simspool.sdk import Run", 60)])
-def test_import_adds_at_most_30_ms_over_bare_python(statement: str, most: float) -> None:
-    """The best of several, because the machine has other work; who takes Run at once waits a little longer."""
-    text = f"import time; t = time.perf_counter(); exec({statement!r}); print((time.perf_counter() - t) * 1000)"
-    best = min(float(subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout) for _ in range(5))
-    assert best <= most
+@pytest.mark.parametrize("statement", ["import simspool.sdk", "from simspool.sdk import Run"])
+def test_importing_loads_nothing_that_takes_long(statement: str) -> None:
+    """How long it takes is in docs/benchmarks.md."""
+    text = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    loaded = set(subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout.split())
+    slow = {
+        "asyncio", "concurrent", "ctypes", "email", "hashlib", "http", "logging", "multiprocessing", "numpy", "psutil", "random", "socket",
+        "sqlite3", "ssl", "subprocess", "tempfile", "tomllib", "traceback", "unittest", "urllib.request", "uuid",
+    }  # fmt: skip
+    assert not loaded & slow
+    assert len(loaded) < 80
 
 
 def test_all_names_are_there() -> None:
