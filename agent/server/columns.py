@@ -33,6 +33,8 @@ def _decompress(body: bytes, size: int) -> bytes:
     worker = getattr(_local, "decompressor", None)
     if worker is None:
         worker = _local.decompressor = zstandard.ZstdDecompressor()
+    if zstandard.frame_content_size(body) > size:  # else that much memory is asked for
+        raise ValueError("a damaged column: it claims to hold more than it may")
     out = bytes(worker.decompress(body, max_output_size=max(size, 1)))
     if len(out) > size:
         raise ValueError("a column holds more than its count says")

@@ -87,7 +87,7 @@ def everything_ended(spool: Path) -> None:
 
 
 def test_it_starts_drains_and_ends(spool: Spool, server: RealServer, script: Any) -> None:
-    process = script("story", 3.0, **server.environment)
+    process = script("story", 7.0, **server.environment)
     pid = served(Path(spool.path))
     shown = json.loads(agent("status", "--json", check=True).stdout)["agent"]
     assert (shown["pid"], shown["on_demand"]) == (pid, True)

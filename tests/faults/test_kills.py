@@ -25,4 +25,4 @@ def test_the_campaign_notices_records_that_wait_in_the_process(
     from simspool.spool import Writer
 
     monkeypatch.setattr(Writer, "metrics", lambda *_, **__: True)
-    assert kill_campaign.campaign(2, 7, str(tmp_path))["lost"] > 0
+    assert kill_campaign.campaign(6, 7, str(tmp_path))["lost"] > 0  # some are killed before they record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from campaign import campaign
+from notify_campaign import campaign
 
 
 @pytest.mark.timeout(240)

@@ -73,6 +73,13 @@ def test_damaged_columns_are_noticed_or_give_as_many_values(values: list[float],
         assert isinstance(found, list)
 
 
+def test_a_column_that_claims_to_be_huge_asks_for_no_memory() -> None:
+    blob = bytearray(columns.pack("d", [0.0, 0.0]))
+    blob[10] ^= 192  # the frame's content size
+    with pytest.raises(ValueError, match="claims to hold more"):
+        columns.unpack(bytes(blob))
+
+
 @pytest.mark.parametrize("blob", [b"", b"d", b"x\0\0\0\0\0", b"d\0\1\0\0\0", b"d\0\xff\xff\xff\xff", b"q\1\2\0\0\0junk"])
 def test_what_is_no_column_is_refused(blob: bytes) -> None:
     with pytest.raises(ValueError):

@@ -1,6 +1,6 @@
 """Kill the agent at random moments while it tells people by mail, file and command; then count what reached them.
 
-    python tests/notify/campaign.py --seed 1 --seconds 120
+    python tests/notify/notify_campaign.py --seed 1 --seconds 120
 
 Each round starts `agent run`, records runs whose alerts fire, and kills it: after a random time, or when the mail server has taken a mail
 and not answered yet, or up to 50 ms after that. Between rounds the catalog may be deleted; the mail server may be down for a round.
