@@ -128,7 +128,8 @@ class IdleEnd:
             self._quiet_since = now
             if waiting != self._waiting:
                 self._waiting, self._moved = waiting, now
-            return f"{waiting} records, files or messages wait for a server or a channel that takes nothing" if now - self._moved > _PATIENCE else ""
+            stuck = now - self._moved > _PATIENCE
+            return f"{waiting} records, files or messages wait for a server or a channel that takes nothing" if stuck else ""
         return "nothing is left to do" if now - self._quiet_since >= self._idle else ""
 
     def _count_waiting(self) -> int:

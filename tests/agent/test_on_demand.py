@@ -194,9 +194,9 @@ def test_an_agent_that_was_killed_is_started_again(spool: Spool, server: RealSer
     run = process.stdout.readline().strip()
     first = served(Path(spool.path))
     (note,) = Path(spool.path, "agent", "hosts").glob("*.start")
+    wait_for(lambda: note_of(Path(spool.path))["tries"] == 0, "its note that it serves")
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: serving_agent(spool.path) is None, "its end")
-    assert note_of(Path(spool.path))["tries"] == 0
     note.write_text(json.dumps({**note_of(Path(spool.path)), "until": 0}))  # the half minute is over
     second = served(Path(spool.path))
     assert second != first
