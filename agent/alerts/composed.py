@@ -107,6 +107,7 @@ class Composed:
         self._life: tuple[str, int] | None = None  # the record that opened the run, last
         self.judged = -math.inf  # before this moment, everything is
         self._silent = -math.inf
+        self._notes: dict[str, Mapping[str, Any]] = {}  # by rule, also of rules that are not known yet
 
     def add(self, rule: Rule) -> None:
         """Take a rule in, with its `since`."""
@@ -201,6 +202,7 @@ class Composed:
             return self._waiting(name)
         if fact.what == _NOTE:
             rule, alerts = fact.more
+            self._notes[rule] = alerts
             stream = self.streams.get(rule)
             if stream is None or not stream.is_across:
                 return []
@@ -208,6 +210,8 @@ class Composed:
             return [rule]
         if fact.what == _START:
             fact.more.is_on = True
+            if fact.more.is_across:
+                fact.more.note = self._notes.get(fact.more.rule.id, {})
             begins.add(fact.more.rule.id)
         return []
 

@@ -103,7 +103,7 @@ def followed(history: History, steps: list[Step]) -> list[Decided]:
         if step[0] == "feed":
             block.append(step)
             continue
-        for one in sorted(block, key=lambda s: s[1][1][0].moment):
+        for one in sorted(block, key=lambda s: (s[1][1][0].moment, s[1][0].id if s[1][0].role == "inbox" else "")):
             watcher.do(one)
         block = []
         watcher.do(step)
