@@ -53,10 +53,12 @@ class Decision:
         return body if self.cursor is None else body | {"cursor": dict(self.cursor)}
 
 
-def decision_id(run: str, rule: str, stream: Mapping[str, str], state: str, trigger: tuple[str, int]) -> str:
-    """Return the id of a decision: whoever makes it, and however often, it is one."""
-    text = records.encode({"run": run, "rule": rule, "stream": dict(stream), "state": state, "trigger": list(trigger)})
-    return hashlib.sha256(text).hexdigest()[:32]
+def decision_id(run: str, rule: str, stream: Mapping[str, str], state: str, trigger: tuple[str, int], at: float | None = None) -> str:
+    """Return the id of a decision: whoever makes it, and however often, it is one. `at`: where one record may trigger two of a stream."""
+    made_of: dict[str, Any] = {"run": run, "rule": rule, "stream": dict(stream), "state": state, "trigger": list(trigger)}
+    if at is not None:
+        made_of["at"] = at
+    return hashlib.sha256(records.encode(made_of)).hexdigest()[:32]
 
 
 def next_multiple(step: float, moment: float) -> float:
@@ -183,7 +185,7 @@ class Stream:
             reason += f", for {span:g} s"
         if self._count == MOST_DECISIONS:
             reason += f" (it changed {MOST_DECISIONS} times: no more is decided here)"
-        name = decision_id(line.run, rule.id, self.key, state, self._trigger)
+        name = decision_id(line.run, rule.id, self.key, state, self._trigger, at if rule.source == "alerts" else None)
         line.decided.append(Decision(name, line.run, rule, state, self.key, at, self._trigger, inputs, reason, line.cursor))
 
 
