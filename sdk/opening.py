@@ -115,10 +115,7 @@ class Opening(Aborting):
             return True
         created = utc_text(origin.wall // 1000)
         body |= {"created": created, "system": _system()}
-        info = {
-            "id": run_id, "name": body["name"], "created": created,
-            "origin": {"wall": origin.wall, "boot": origin.boot, "boot_id": origin.boot_id.hex()},
-        }  # fmt: skip
+        info = origin.run_info(run_id, body["name"], created)
         return self._record_into(Recording(config, run_id, (Kind.RUN, body), info=info, origin=origin, rank=None))
 
     def reconnect(self, run_id: str) -> bool:

@@ -65,6 +65,11 @@ class Origin(NamedTuple):
         except (KeyError, TypeError, ValueError):
             return None
 
+    def run_info(self, run: str, name: str, created: str) -> dict[str, Any]:
+        """Return run.json's content for a run that begins here; `created` is UTC, as text."""
+        origin = {"wall": self.wall, "boot": self.boot, "boot_id": self.boot_id.hex()}
+        return {"id": run, "name": name, "created": created, "origin": origin}
+
     @classmethod
     def now(cls) -> Origin:
         """Return an origin at this moment."""

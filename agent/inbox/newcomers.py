@@ -111,11 +111,8 @@ class Newcomers:
         atomic.make_folder(run.inbox)
         if not run.info():
             origin = Origin.now()
-            info = {
-                "id": run.id, "name": body["run"]["name"], "created": utc_text(origin.wall // 1000), "file": name,
-                "origin": {"wall": origin.wall, "boot": origin.boot, "boot_id": origin.boot_id.hex()},
-            }  # fmt: skip
-            atomic.write_json(os.path.join(run.path, "run.json"), info, exclusive=True)
+            info = origin.run_info(run.id, body["run"]["name"], utc_text(origin.wall // 1000))
+            atomic.write_json(os.path.join(run.path, "run.json"), {**info, "file": name}, exclusive=True)
         if any(record.kind == Kind.RUN for writer in run.writer_ids() for record in first_records(run, writer)):
             return
         found = process_tree.identify(body["pid"]) if body.get("pid") else None

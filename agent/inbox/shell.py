@@ -67,12 +67,8 @@ def begin(
     }  # fmt: skip
     if description is not None:
         body["description"] = description
-    info = {
-        "id": run.id, "name": body["name"], "created": created,
-        "origin": {"wall": origin.wall, "boot": origin.boot, "boot_id": origin.boot_id.hex()},
-    }  # fmt: skip
     atomic.make_folder(run.inbox)
-    atomic.write_json(os.path.join(run.path, "run.json"), info, exclusive=True)
+    atomic.write_json(os.path.join(run.path, "run.json"), origin.run_info(run.id, body["name"], created), exclusive=True)
     writer = Writer(run.writers, raw, origin=origin, holder=(process.pid, process.start_ticks))
     if not writer.record(Kind.RUN, body):
         raise SpaceExhausted(0, f"the run cannot be recorded: {writer.last_error}")
