@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from in_process import serve_agent, until
 from recorded import begin
 
 from simspool.agent.app import Agent, AgentConfig
@@ -13,6 +14,8 @@ from simspool.agent.notify.settings import NotifySource
 from simspool.agent.sync import SyncReport
 from simspool.sdk.config import Config
 from simspool.spool import Kind, Spool, Tail, Writer, alert_definition
+
+__all__ = ["agent_of", "alarming", "notifications", "serve", "sync", "until"]
 
 
 def alarming(spool: Spool, name: str = "orbit", *, alerts: int = 1, close: bool = True, **fields: Any) -> tuple[str, Writer]:
@@ -50,32 +53,7 @@ def sync(spool: Spool, table: dict[str, Any], said: list[str] | None = None) -> 
 def serve(spool: Spool, table: dict[str, Any], story: Callable[[Agent], Awaitable[None]], said: list[str] | None = None) -> None:
     """Do what `agent run` does, until the story has been told."""
 
-    async def day() -> None:
-        stop, ready = asyncio.Event(), asyncio.Event()
-        async with agent_of(spool, table, said) as agent:
-
-            async def tell() -> None:
-                await ready.wait()
-                async with asyncio.timeout(60):
-                    await story(agent)
-
-            serving, telling = asyncio.create_task(agent.serve(stop, ready=ready.set)), asyncio.create_task(tell())
-            try:
-                await asyncio.wait([serving, telling], return_when=asyncio.FIRST_COMPLETED)
-                if telling.done():
-                    telling.result()
-            finally:
-                stop.set()
-                telling.cancel()
-                await serving
-
-    asyncio.run(day())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition; the story's own deadline ends a test that hangs."""
-    while not condition():
-        await asyncio.sleep(0.02)
+    serve_agent(lambda: agent_of(spool, table, said), story, seconds=60)
 
 
 def notifications(spool: Spool, run: str) -> list[dict[str, Any]]:

@@ -28,12 +28,17 @@ def serve(
     spool: Spool, target: MemoryTarget, story: Callable[[Agent], Awaitable[None]], reports: list[str] | None = None, **config: Any
 ) -> None:  # fmt: skip
     """Do what `agent run` does, until the story has been told; raises what ends the agent before."""
+    said = reports if reports is not None else []
+    made = AgentConfig(spool, "memory://", **config)
+    serve_agent(lambda: Agent(made, target=target, report=said.append, backoff=Backoff(lambda: 0.01)), story)
+
+
+def serve_agent(make: Callable[[], Agent], story: Callable[[Agent], Awaitable[None]], *, seconds: float = 30) -> None:
+    """Have an agent serve until the story has been told, at most so long; raises what ends it before."""
 
     async def day() -> None:
         stop, ready = asyncio.Event(), asyncio.Event()
-        said = reports if reports is not None else []
-        made = AgentConfig(spool, "memory://", **config)
-        async with Agent(made, target=target, report=said.append, backoff=Backoff(lambda: 0.01)) as agent:
+        async with make() as agent:
 
             async def tell() -> None:
                 await ready.wait()
@@ -42,7 +47,7 @@ def serve(
             serving = asyncio.create_task(agent.serve(stop, ready=ready.set))
             telling = asyncio.create_task(tell())
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(seconds):
                     await asyncio.wait([serving, telling], return_when=asyncio.FIRST_COMPLETED)
                     if telling.done():
                         telling.result()
