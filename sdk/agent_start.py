@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # s between two starts on one host, growing while no started agent comes to serve
 _NEEDS = ("simspool.agent", "aiohttp", "apscheduler", "click", "psutil", "sqlite_utils", "watchdog")
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*t?")
+_NOTE_BYTES = 160
 # what else begins with PYTHON is about the script: start-up files, debuggers, warnings, profilers
 _KEPT = {
     "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "PYTHONNOUSERSITE", "PYTHONUSERBASE", "PYTHONPLATLIBDIR", "PYTHONDONTWRITEBYTECODE",
@@ -167,8 +168,7 @@ class StartNote:
         """Note that no agent is to be started for a pause (s)."""
         until = time.clock_gettime(time.CLOCK_BOOTTIME) + pause
         text = json.dumps({"tries": tries, "until": until, "boot_id": self._boot}).encode()
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text, 0)
+        os.pwrite(self._fd, text.ljust(_NOTE_BYTES), 0)  # one write of one length: a reader, or a kill, never finds half of it
 
 
 def _environment(environ: Mapping[str, str], config: Config) -> dict[str, str]:
