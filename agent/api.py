@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -16,8 +17,10 @@ from simspool.spool import RunNotFound, atomic, ids
 
 from .exit_codes import ExitCode
 from .notify.queue import standing
-from .status import last_server, overview
+from .status import overview
 from .sync import Selection, SyncReport
+from .truth import routes as truth_routes
+from .truth.known import known_targets
 
 if TYPE_CHECKING:
     from .app import Agent
@@ -30,7 +33,7 @@ class LocalApi:
     """`GET /status`, and `POST /sync` {"runs", "folder", "tags", "where", "timeout": s}.
 
     A sync answers lines of JSON, its progress; the last one, with `final`, is the result. `POST /abort` {"run"} says that a
-    run has a new abort request.
+    run has a new abort request; `POST /dead` is in truth/routes.py.
     """
 
     def __init__(self, agent: Agent, folder: str | None) -> None:
@@ -47,6 +50,7 @@ class LocalApi:
         app.router.add_get("/status", self._status)
         app.router.add_post("/sync", self._sync)
         app.router.add_post("/abort", self._abort)
+        truth_routes.add(app, self._agent)
         path = os.path.join(self._folder, "api")
         atomic.remove(path)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -69,7 +73,10 @@ class LocalApi:
     async def _status(self, _: web.Request) -> web.Response:
         agent = self._agent
         body = await agent.work(self._overview)
-        drain = agent.drain
+        drains = agent.drains
+        lanes = list(drains.lanes.values()) if drains is not None else []
+        counting = drains.counting if drains is not None else []
+        stuck = next((lane for lane in counting if lane.drain.problem), None)
         ingest = agent.ingest_loop.problem if agent.ingest_loop else ""
         sampling, unsampled = (agent.sampler.problem or agent.sampler.gpu_problem, agent.sampler.problems) if agent.sampler else ("", {})
         emissions = agent.emissions.problem if agent.emissions else ""
@@ -77,24 +84,36 @@ class LocalApi:
             "pid": os.getpid(),
             "since": agent.started,
             "on_demand": agent.on_demand,
-            "url": agent.config.url,
-            "drain": drain.state if drain else "no-target",
-            "problem": ingest or (drain.problem if drain else agent.target_problem) or agent.disk_problem or sampling or emissions,
+            "url": counting[0].target.url if counting else None,
+            "drain": (stuck or counting[0]).drain.state if counting else "no-target",
+            "targets": [
+                {
+                    "name": lane.name, "url": lane.target.url, "required": lane.required, "state": lane.drain.state,
+                    "problem": lane.drain.problem, "server": lane.drain.server,
+                }
+                for lane in lanes
+            ],
+            "problem": ingest or (stuck.drain.problem if stuck else "") or agent.disk_problem or agent.guard.problem
+            or sampling or emissions,
             "following": len(agent.ingest.active),
             "problems": {
                 **agent.untold(),
                 **unsampled,
                 **agent.inboxes.problems,
                 **agent.ingest.problems,
-                **(drain.delivered.problems if drain else {}),
+                **{key: why for lane in lanes for key, why in lane.drain.delivered.problems.items()},
+                **{f"target {name}": why for name, why in (drains.problems if drains is not None else {}).items()},
             },
-        }
+        }  # fmt: skip
         return web.json_response(body)
 
     def _overview(self) -> dict[str, Any]:
         agent = self._agent
-        server = agent.drain.server if agent.drain else ""
-        body = overview(agent.catalog, agent.spool, server or last_server(agent.catalog, agent.config.url))
+        lanes = list(agent.drains.lanes.values()) if agent.drains is not None else []
+        known = known_targets(agent.catalog, [lane.settings for lane in lanes])
+        servers = {lane.name: lane.drain.server for lane in lanes}
+        body = overview(agent.catalog, agent.spool, [replace(t, server=servers.get(t.name) or t.server) for t in known])
+        body["budget"] = agent.guard.as_dict()
         return body | {"notifications": standing(agent.catalog, agent.notifier.channels() if agent.notifier else {}, time.time())}
 
     async def _abort(self, request: web.Request) -> web.Response:

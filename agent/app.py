@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from simspool.sdk.budget import Budget
 from simspool.sdk.config import Graces
 from simspool.sdk.sampling.slots import AHEAD
 from simspool.spool import Spool, atomic, control
@@ -28,11 +29,14 @@ from .alerts.elsewhere import Seen, ended_and_firing
 from .alerts.site import SiteFile
 from .alerts.watch import Watch
 from .api import LocalApi
+from .budget.guard import Guard
+from .budget.shed import Shedder
 from .catalog import Catalog
 from .catalog.store import catalog_path, is_damage
 from .clock import Clock, SystemClock
 from .config import AgentConfig, host_file, runtime_folder
 from .drain.backoff import Backoff
+from .drain.drains import Drains
 from .drain.loop import Drain
 from .drain.network import NetworkWatch
 from .emissions import EVERY
@@ -52,8 +56,9 @@ from .sampling.sampler import NEVER, Sampler
 from .survivors import ProcessWatch
 from .sync import Selection, SyncReport
 from .syncing import Syncing
-from .targets.embedded import EmbeddedTarget
-from .targets.port import Refused, Target
+from .targets.build import make_target
+from .targets.port import Target
+from .targets.settings import SERVER, TargetSettings, targets_file
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -65,23 +70,22 @@ _IDLE = 10.0  # seconds: longer than any thread beside it waits when there is no
 class Agent:
     """One agent on one spool, for one process's life. Use it as an async context manager; then `serve` or `sync`.
 
-    Raises Locked on entry when another agent has the spool. `target` replaces the configured server (for tests and other dialects);
-    `on_demand` is said to whoever asks.
+    Raises Locked on entry when another agent has the spool. `target` replaces the configured ones, `build` makes
+    those; `on_demand` is said to whoever asks.
     """
 
     def __init__(
         self, config: AgentConfig, *, clock: Clock | None = None, report: Report = lambda _: None, target: Target | None = None,
-        backoff: Backoff | None = None, on_demand: bool = False,
+        build: Callable[[TargetSettings], Target] = make_target, backoff: Backoff | None = None, on_demand: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.spool = config, config.spool
         self.clock: Clock = clock or SystemClock()
         self.report = report
-        self.target, self._backoff = target, backoff
+        self._target, self._build, self._backoff = target, build, backoff
         self._lock = SpoolLock(self.spool)
         self._executor: ThreadPoolExecutor | None = None
-        self.drain: Drain | None = None
+        self.drains: Drains | None = None  # while it serves
         self.started = time.time()
-        self.target_problem = ""
         self.disk_problem = ""
         self.ingest_loop: IngestLoop | None = None
         self.processes: ProcessWatch | None = None
@@ -89,6 +93,8 @@ class Agent:
         self.condemned = False
         self.progress = Progress()
         self.notes = RunNotes(self.spool)
+        self.guard = Guard(self.spool, config.budget, report=report)
+        self.notes.gate = self.guard.gate
         self.site: SiteFile | None = None
         self.notify: NotifySource | None = None
         self.notifier: Notifier | None = None
@@ -123,6 +129,7 @@ class Agent:
             self.inboxes = Inboxes(self.spool, self.ingest.unended_runs, self._copied, self.report)
             with contextlib.suppress(OSError):  # housekeeping tries again
                 Retention(self.spool, self.catalog, self.journal, self.config.grace).finish()
+                Shedder(self.spool, self.catalog, self.journal).finish()
         except sqlite3.Error as error:
             if not is_damage(error):
                 self.catalog.close()
@@ -135,13 +142,9 @@ class Agent:
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if self.target is not None:
-                await self.target.close()
+            await self.work(self._close)
         finally:
-            try:
-                await self.work(self._close)
-            finally:
-                self._shut()
+            self._shut()
 
     def _close(self) -> None:
         self.inboxes.stop()
@@ -174,20 +177,21 @@ class Agent:
     def _worker_turn(self) -> None:
         self.progress.turn(_WORKER)
 
-    def make_drain(self, runs: Collection[str] | None, *, heartbeats: bool) -> Drain | None:
-        if self.target is None:
-            if not self.config.url:
-                return None
-            try:
-                self.target = EmbeddedTarget(self.config.url, self.config.token or "")
-            except Refused as error:
-                self.target_problem = str(error)
-                return None
+    def make_drains(self, runs: Collection[str] | None, *, heartbeats: bool) -> Drains:
+        """Return the drains of this agent's targets, not loaded yet; `runs` limits them to some, None is all."""
         live = self.ingest.live_runs if heartbeats else None
-        return Drain(
-            self.spool, self.catalog, self.journal, self.target, self.clock, self.work, runs=runs, backoff=self._backoff, live_runs=live,
-            progress=self.progress, flagged=self._flagged,
-        )  # fmt: skip
+
+        def make(settings: TargetSettings, target: Target) -> Drain:
+            return Drain(
+                self.spool, self.catalog, self.journal, target, self.clock, self.work, name=f"drain to {settings.name}", runs=runs,
+                backoff=self._backoff, live_runs=live, progress=self.progress, flagged=self._flagged, report=self.report,
+            )  # fmt: skip
+
+        given = self._target
+        if given is not None:
+            alone = [TargetSettings(SERVER, "simspool", given.url)]
+            return Drains(lambda: alone, make, build=lambda _: given)
+        return Drains(self.config.targets, make, watched=targets_file(self.spool), report=self.report, build=self._build)
 
     def make_notifier(self) -> Notifier | None:
         """Return what tells people of alerts and ends of runs, if there is a configuration for it."""
@@ -226,16 +230,16 @@ class Agent:
         problem = watch.start()
         if problem:
             self.report(problem)
-        self.drain = self.make_drain(None, heartbeats=True)
-        if self.drain is None:
-            self.report(self.target_problem or "no server is configured: recording is watched, nothing is sent (SIMSPOOL_URL, --url)")
+        drains = self.drains = self.make_drains(None, heartbeats=True)
+        await drains.load()
+        if not drains:
+            why = "; ".join(drains.problems.values())
+            self.report(why or "no server is configured: recording is watched, nothing is sent (SIMSPOOL_URL, --url, `agent target add`)")
         network = NetworkWatch(self._network_changed)
         network.start()
         api = LocalApi(self, folder)
         housekeeping = Housekeeping(self)
-        tasks = [asyncio.create_task(loop.run()), asyncio.create_task(self._watch_processes(loop))]
-        if self.drain is not None:
-            tasks.append(asyncio.create_task(self.drain.run()))
+        tasks = [asyncio.create_task(loop.run()), asyncio.create_task(self._watch_processes(loop)), asyncio.create_task(drains.run())]
         notifier = self.notifier = self.make_notifier()
         if notifier is not None:
             tasks.append(asyncio.create_task(notifier.run()))
@@ -259,7 +263,9 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(waiting, *tasks, return_exceptions=True)
+            await drains.close()
             watch.stop()
+            await asyncio.to_thread(self.guard.stop)
             await asyncio.to_thread(watching.close)
             if notifier is not None:
                 await asyncio.to_thread(notifier.stop)
@@ -319,6 +325,16 @@ class Agent:
         if self.site is not None and await asyncio.to_thread(self.site.refresh) and self.watch is not None:
             self.watch.site_changed(self.site)
 
+    async def refresh_targets(self) -> None:
+        """Take over what `agent target` changed."""
+        if self.drains is not None:
+            await self.drains.refresh()
+
+    async def reload_targets(self) -> None:
+        """Read the targets' settings again."""
+        if self.drains is not None:
+            await self.drains.load()
+
     async def judge_the_rest(self, *, ended: bool) -> int:
         """Judge the runs with alerts for which no watch was there (those that have ended, or all). Returns how many."""
 
@@ -356,9 +372,7 @@ class Agent:
         following = f"following {count} run{'' if count == 1 else 's'}"
         if self.ingest_loop is not None and self.ingest_loop.problem:
             return f"{following}: {self.ingest_loop.problem}"
-        if self.drain is None:
-            return f"{following}, {self.target_problem or 'no server is configured'}"
-        return f"{following}, {self.drain.state}" + (f": {self.drain.problem}" if self.drain.problem else "")
+        return f"{following}, {self.drains.doing() if self.drains is not None else 'starting'}"
 
     def check(self, task: asyncio.Task[None]) -> None:
         """A loop that ended by itself ended by an error: the agent stops with it, and whoever supervises it starts it again."""
@@ -423,14 +437,14 @@ class Agent:
             self._begun = self.ingest.begun
             self.processes.wake()
         self.taken += 1
-        if self.drain is not None:
-            self.drain.wake()
+        if self.drains is not None:
+            self.drains.wake()
         if self.notifier is not None:
             self.notifier.wake()
 
     def _network_changed(self) -> None:
-        if self.drain is not None:
-            self.drain.retry()
+        if self.drains is not None:
+            self.drains.retry()
         if self.notifier is not None:
             self.notifier.retry()
 
@@ -469,14 +483,15 @@ class _Acts:
 
 
 def agent_config(
-    spool: Spool, url: str | None, token: str | None, graces: Graces | None = None, country: str | None = None
+    spool: Spool, url: str | None, token: str | None, graces: Graces | None = None, country: str | None = None,
+    load: Callable[[], list[TargetSettings]] | None = None, budget: Budget | None = None,
 ) -> AgentConfig:  # fmt: skip
     """Return the settings of an agent; SIMSPOOL_GRACE (days that acknowledged data is kept) and SIMSPOOL_EMISSIONS_EVERY (s) are taken
     from the environment.
     """
     return AgentConfig(
         spool, url, token, grace=max(_number("SIMSPOOL_GRACE", 7.0), 0.0) * 86400.0, graces=graces or Graces(), country=country,
-        emissions_every=max(_number("SIMSPOOL_EMISSIONS_EVERY", EVERY), 1.0),
+        emissions_every=max(_number("SIMSPOOL_EMISSIONS_EVERY", EVERY), 1.0), load=load, budget=budget or Budget(),
     )  # fmt: skip
 
 

@@ -1,12 +1,15 @@
-"""What an agent is told: where the spool is, where it drains to, how long it keeps what is acknowledged."""
+"""What an agent is told: where the spool is, what it drains to, how long it keeps what is acknowledged."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from simspool.agent.catalog.store import place_key
 from simspool.agent.emissions import EVERY
+from simspool.agent.targets.settings import SERVER, TargetSettings
+from simspool.sdk.budget import Budget
 from simspool.sdk.config import Graces
 from simspool.spool import Spool
 from simspool.spool.agent_address import address_file
@@ -18,7 +21,8 @@ _SUN_PATH = 107  # bytes of a unix socket's path
 @dataclass(frozen=True)
 class AgentConfig:
     """One agent's settings. Times are seconds; `grace` is how long acknowledged data stays in the spool, `graces` are those of aborts,
-    `country` that of emissions, and `emissions_every` is between two of their samples."""
+    `country` that of emissions, and `emissions_every` is between two of their samples. `load` reads the targets' settings; without it, the
+    one server at `url` is the target."""
 
     spool: Spool
     url: str | None = None
@@ -30,6 +34,14 @@ class AgentConfig:
     graces: Graces = field(default_factory=Graces)
     country: str | None = None
     emissions_every: float = EVERY
+    budget: Budget = field(default_factory=Budget)
+    load: Callable[[], list[TargetSettings]] | None = field(default=None, repr=False)
+
+    def targets(self) -> list[TargetSettings]:
+        """Return the targets in force now. Raises ConfigError."""
+        if self.load is not None:
+            return self.load()
+        return [TargetSettings(SERVER, "auto", self.url, self.token)] if self.url else []
 
 
 def runtime_folder(spool: Spool) -> str | None:

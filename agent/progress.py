@@ -26,6 +26,11 @@ class Progress:
         self._due.pop(name, None)
         self._sources.pop(name, None)
 
+    def end_all(self, prefix: str) -> None:
+        """All loops whose names begin so have ended."""
+        for name in [n for n in list(self._due) if n.startswith(prefix)]:
+            self._due.pop(name, None)
+
     def follow(self, name: str, last_turn: Callable[[], float], rest: float) -> None:
         """Watch a loop that keeps the time of its last turn itself (`time.monotonic`), and waits for up to `rest` seconds on purpose."""
         self._sources[name] = lambda: last_turn() + rest

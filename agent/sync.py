@@ -7,23 +7,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from simspool.agent.budget.account import is_shed
 from simspool.agent.catalog import Catalog
-from simspool.agent.catalog.store import pruned
+from simspool.agent.catalog.store import FILE_KEY, pruned
 from simspool.agent.exit_codes import ExitCode
 from simspool.spool import Spool
 
 from .status import find_run
 
+# what a sync of several targets says is the first of these that one of them says
+_WORST = ("ingesting", "draining", "refused", "incomplete", "unreachable", "timeout", "no-target", "newer-format", "done")
+
 
 @dataclass(slots=True)
 class SyncReport:
-    """A sync's progress or result. Counts are of this sync's goals; `sent` and `sent_bytes` of what it moved itself.
+    """A sync's progress or result: of one target, or of all. Counts are of this sync's goals; `sent...` of what it moved itself.
 
     `state`: ingesting, draining, done, unreachable, refused, no-target, newer-format, timeout, or incomplete (the spool itself lacks what
-    the records name; `problems` says what).
+    the records name; `problems` says what). `targets` has the report of each target; the rest is then about those that count: the required
+    ones, or all where none is required. `name` and `required` are of a target's own report.
     """
 
     state: str = "ingesting"
+    name: str = ""
+    required: bool = True
     runs: int = 0
     records: int = 0
     records_left: int = 0
@@ -40,6 +47,23 @@ class SyncReport:
     url: str = ""
     problem: str = ""
     problems: dict[str, str] = field(default_factory=dict)
+    targets: list[SyncReport] = field(default_factory=list)
+
+    def gather(self) -> None:
+        """Make the whole of what the targets' reports say."""
+        counting = [t for t in self.targets if t.required] or self.targets
+        if not counting:
+            return
+        self.state = next(state for state in _WORST if any(t.state == state for t in counting))
+        worst = next(t for t in counting if t.state == self.state)
+        self.server, self.url, self.problem = worst.server, worst.url, worst.problem
+        for name in ("runs", "files", "records_left", "files_left", "refused"):
+            setattr(self, name, max(getattr(t, name) for t in counting))
+        self.records = max(t.records for t in counting)
+        for name in ("sent_records", "sent_bytes", "sent_files", "sent_file_bytes", "known_files"):
+            setattr(self, name, sum(getattr(t, name) for t in self.targets))
+        for target in counting:
+            self.problems.update(target.problems)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -54,7 +78,9 @@ class SyncReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON, with the exit code."""
-        return {**asdict(self), "exit_code": int(self.exit_code)}
+        body = asdict(self)
+        body["targets"] = [{k: v for k, v in target.items() if k != "targets"} for target in body["targets"]]
+        return {**body, "exit_code": int(self.exit_code)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,36 +133,46 @@ class Goals:
         rows = catalog.rows(f"SELECT id, run, sequence - 1 FROM writers WHERE sequence > 1 AND {there}")  # noqa: S608
         self.marks = {w: last for w, run, last in rows if wanted is None or run in wanted}
         self.runs = {run for _, run, _ in rows if wanted is None or run in wanted}
-        there = f"NOT {pruned('run', 'artifacts.writer')}"
-        files = catalog.rows(f"SELECT DISTINCT digest, run FROM artifacts WHERE {there}")  # noqa: S608
-        self.digests = {digest for digest, run in files if wanted is None or run in wanted}
+        there = f"NOT {pruned('a.run', 'a.writer')} AND NOT {is_shed('a.writer', 'a.digest')}"
+        files = catalog.rows(f"SELECT DISTINCT a.digest, a.run, {FILE_KEY} FROM artifacts a WHERE {there}")  # noqa: S608
+        self.digests = {digest for digest, run, _ in files if wanted is None or run in wanted}
+        self.keys = {key for _, run, key in files if wanted is None or run in wanted}
         self.records = sum(self.marks.values())
-        self.left: set[str] = set()  # writers and digests that were not acknowledged at the last look
 
-    def measure(self, server: str, report: SyncReport) -> bool:
-        """Put into the report what the server still lacks; True when it lacks nothing that it would ever take."""
+    def files(self, *, by_record: bool) -> set[str]:
+        """Return the keys of the files (see targets.port.File)."""
+        return self.keys if by_record else self.digests
+
+    def measure(self, server: str, report: SyncReport, *, by_record: bool = False) -> set[str]:
+        """Put into the report what the server still lacks; return the writers and files that it lacks and would take."""
         rows = self._catalog.rows
         cursors = {w: (mark, blocked) for w, mark, blocked in rows("SELECT writer, mark, blocked FROM cursors WHERE server = ?", (server,))}
         stored = dict(rows("SELECT digest, state FROM uploads WHERE server = ?", (server,)))
-        self.left = {d for d in self.digests if d not in stored}
-        report.files_left = len(self.left)
+        files = self.files(by_record=by_record)
+        lacking = {f for f in files if f not in stored}
+        report.files_left = len(lacking)
         left = blocked_records = 0
+        given_up = {w for (w,) in rows("SELECT writer FROM given_up WHERE server = ? AND seq = 0", (server,))}
+        for (writer,) in rows("SELECT writer FROM again WHERE server = ?", (server,)):  # one that was refused is tried again
+            if writer in self.marks:
+                left += 1
+                lacking.add(writer)
         for writer, goal in self.marks.items():
             mark, blocked = cursors.get(writer, (0, None))
             if mark < goal:
                 if blocked:
-                    blocked_records += goal - mark
+                    blocked_records += 0 if writer in given_up else goal - mark
                 else:
                     left += goal - mark
-                    self.left.add(writer)
-        report.runs, report.records, report.files = len(self.runs), self.records, len(self.digests)
+                    lacking.add(writer)
+        report.runs, report.records, report.files = len(self.runs), self.records, len(files)
         report.records_left = left
-        refused_files = sum(1 for d in self.digests if stored.get(d) == "refused")
+        refused_files = sum(1 for f in files if stored.get(f) == "refused")
         refused = sum(1 for (w, _) in rows("SELECT writer, seq FROM refused WHERE server = ?", (server,)) if w in self.marks)
         report.refused = blocked_records + refused_files + refused
         report.server = server
-        return not self.left
+        return lacking
 
     def concerns(self, problems: dict[str, str]) -> dict[str, str]:
         """Return the problems of these runs' writers and files."""
-        return {k: why for k, why in problems.items() if k in self.marks or k in self.digests}
+        return {k: why for k, why in problems.items() if k in self.marks or k in self.digests or k in self.keys}

@@ -1,4 +1,4 @@
-"""One sync beside an agent: take everything in, drain until the goals are reached, say how it ended."""
+"""One sync beside an agent: take everything in, drain to every target until its goals are reached, say how it ended."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .drain.drains import Drains, Lane
 from .drain.loop import Drain
 from .notify.notifier import TELL
 from .sync import Goals, Selection, SyncReport
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .app import Agent
 
 _ATTEMPTS, _STALL = 4, 20.0
+_BEST_EFFORT = 5.0  # seconds without progress after which a best-effort target holds up nothing
 _LONGEST_WAIT = 60.0  # seconds that a sync without a timeout waits because the server asks for it
 
 
@@ -43,32 +45,50 @@ class Syncing:
         report.problems.update({run: agent.ingest.problems[run] for run in newer if run in agent.ingest.problems})
         goals = await agent.work(Goals, agent.catalog, runs)
         report.live_runs = len(set(await agent.work(agent.ingest.live_runs)) & goals.runs)
-        served = agent.drain is not None
-        drain = agent.drain or agent.make_drain(runs, heartbeats=False)
-        if drain is None:
-            report.state, report.problem = (
-                "no-target",
-                agent.target_problem or "no server is configured: set SIMSPOOL_URL and SIMSPOOL_TOKEN, or --url and --token-file",
-            )
-            if agent.target_problem:
-                report.state = "refused"
-            report.records = report.records_left = goals.records
-            report.runs, report.files = len(goals.runs), len(goals.digests)
-            return report
-        following = asyncio.create_task(self._follow(drain, goals))
-        tasks = [following] if served else [following, asyncio.create_task(drain.run())]
+        served = agent.drains is not None
+        drains = agent.drains
+        if drains is None:
+            drains = agent.make_drains(runs, heartbeats=False)
+            await drains.load()
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    agent.check(task)
+            await self._drain(drains, goals, served)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if not served:
+                await drains.close()
         if report.state == "done" and newer:
             report.state = "newer-format"
         return report
+
+    async def _drain(self, drains: Drains, goals: Goals, served: bool) -> None:
+        report = self._report
+        report.problems.update(drains.problems)
+        if not drains:
+            report.state = "refused" if drains.problems else "no-target"
+            report.problem = "; ".join(drains.problems.values()) or (
+                "no server is configured: set SIMSPOOL_URL and SIMSPOOL_TOKEN, or --url and --token-file, or `agent target add`"
+            )
+            report.records = report.records_left = goals.records
+            report.runs, report.files = len(goals.runs), len(goals.digests)
+            return
+        parts = {
+            name: SyncReport("draining", lane.name, lane.required, url=lane.target.url, live_runs=report.live_runs)
+            for name, lane in drains.lanes.items()
+        }
+        report.targets = list(parts.values())
+        following = [asyncio.create_task(self._follow(lane, goals, parts[name])) for name, lane in drains.lanes.items()]
+        running = None if served else asyncio.create_task(drains.run())
+        waits = {*following, *([running] if running is not None else [])}
+        try:
+            while not all(task.done() for task in following):
+                await asyncio.wait([t for t in waits if not t.done()], return_when=asyncio.FIRST_COMPLETED)
+                for task in waits:
+                    if task.done():
+                        self._agent.check(task)
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        report.gather()
 
     async def _ingest_all(self) -> None:
         """Take in everything that is in the spool now, the last words of dead writers included."""
@@ -106,22 +126,24 @@ class Syncing:
             why = "; ".join(notifier.problems().values()) or "it takes too long"
             agent.report(f"{left} notifications are left for the next sync or agent: {why}")
 
-    async def _follow(self, drain: Drain, goals: Goals) -> None:
-        agent, report = self._agent, self._report
+    async def _follow(self, lane: Lane, goals: Goals, report: SyncReport) -> None:
+        """Follow one target until it has everything, or no more is to be hoped for."""
+        agent, drain = self._agent, lane.drain
         before = replace(drain.delivered)
         attempts = drain.attempts
-        report.state = "draining"
         drain.wake()
         drain.retry()  # whatever it waits for: somebody wants it now
         last, moved, kicked = -1, time.monotonic(), 0
         while True:
             began = time.monotonic()
-            server = drain.server or await agent.work(self._known_server)
-            done = await agent.work(goals.measure, server, report) if server else not (goals.marks or goals.digests)
-            if not server:
-                report.runs, report.records, report.files = len(goals.runs), goals.records, len(goals.digests)
-                report.records_left, report.files_left = goals.records, len(goals.digests)
-                goals.left = {*goals.marks, *goals.digests}
+            server = drain.server or await agent.work(self._known_server, lane)
+            by_record = lane.target.traits.files_by_record
+            if server:
+                left: set[str] = await agent.work(lambda: goals.measure(server, report, by_record=by_record))  # noqa: B023 - awaited here
+            else:
+                left = {*goals.marks, *goals.files(by_record=by_record)}
+                report.runs, report.records, report.files = len(goals.runs), goals.records, len(goals.files(by_record=by_record))
+                report.records_left, report.files_left = goals.records, report.files
             d = drain.delivered
             report.sent_records, report.sent_bytes = d.records - before.records, d.bytes - before.bytes
             report.sent_files, report.sent_file_bytes = d.blobs - before.blobs, d.blob_bytes - before.blob_bytes
@@ -129,17 +151,20 @@ class Syncing:
             report.problem = drain.problem
             report.problems.update(goals.concerns(d.problems))
             failures = drain.attempts - attempts if drain.failures else 0
-            if done and (drain.server or failures):
+            if not left and (drain.state == "draining" or failures):
                 report.state = "done"
                 return
             now = time.monotonic()
             if report.records_left + report.files_left != last:
                 last, moved = report.records_left + report.files_left, now
-            state = self._verdict(drain, goals, failures, now - moved)
+            state = self._verdict(drain, left, failures, now - moved) or self._is_superfluous(report, now - moved)
+            if lane.over:
+                state, report.problem = "incomplete", f"the target {lane.name} was changed or removed meanwhile: sync again"
             if state:
                 report.state = state
                 return
-            self._progress(report)
+            self._report.gather()
+            self._progress(self._report)
             await drain.wait_for_change(0.25)
             if failures > kicked and not drain.floor:  # a running agent may be in a long backoff
                 kicked = failures
@@ -147,11 +172,11 @@ class Syncing:
                 drain.retry()
             await asyncio.sleep(min(3 * (now - began), 0.5))  # a look costs time that the drain needs
 
-    def _verdict(self, drain: Drain, goals: Goals, failures: int, stalled: float) -> str:
-        """Return the state that ends a sync which is not done, or nothing while it may go on."""
+    def _verdict(self, drain: Drain, left: set[str], failures: int, stalled: float) -> str:
+        """Return the state that ends a target's part of a sync which is not done, or nothing while it may go on."""
         if drain.refused and failures:
             return "refused"
-        if goals.left and goals.left <= drain.delivered.lacking:
+        if left and left <= drain.delivered.lacking:
             return "incomplete"
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return "unreachable" if drain.failures else "timeout"
@@ -161,7 +186,12 @@ class Syncing:
             return "incomplete"
         return ""
 
-    def _known_server(self) -> str:
-        target = self._agent.target
-        row = self._agent.catalog.one("SELECT server FROM servers WHERE url = ?", (target.url if target else "",))
+    def _is_superfluous(self, report: SyncReport, stalled: float) -> str:
+        """Return "timeout" for a best-effort target that does not get on when all the required ones are through."""
+        others = [t for t in self._report.targets if t.required]
+        over = not report.required and bool(others) and all(t.state != "draining" for t in others)
+        return "timeout" if over and stalled > _BEST_EFFORT else ""
+
+    def _known_server(self, lane: Lane) -> str:
+        row = self._agent.catalog.one("SELECT server FROM servers WHERE url = ?", (lane.target.url,))
         return str(row[0]) if row else ""

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 
-VERSION = 2
+VERSION = 5
 
 
 class ForeignSchema(Exception):
@@ -28,7 +28,8 @@ def migrate(connection: sqlite3.Connection, path: str | None) -> None:
         return
     done = subprocess.run([sys.executable, "-I", "-m", __spec__.name, path], capture_output=True, text=True, check=False)
     if done.returncode != 0 or not _is_current(connection):
-        raise sqlite3.OperationalError(f"the catalog {path} could not be brought up to date: {done.stderr.strip()[-500:]}")
+        last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+        raise sqlite3.OperationalError(f"the catalog {path} could not be brought up to date: {last[-500:]}")
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:
@@ -41,6 +42,9 @@ def _apply(connection: sqlite3.Connection) -> None:
     migrations = Migrations("simspool-catalog")
     migrations(name="0001_initial")(_initial)
     migrations(name="0002_notifications")(_notifications)
+    migrations(name="0003_targets")(_targets)
+    migrations(name="0004_shed")(_shed)
+    migrations(name="0005_refusals")(_refusals)
     migrations.apply(Database(connection, execute_plugins=False))
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -113,6 +117,57 @@ def _notifications(db: object) -> None:
         pk=("id", "channel"),
     )  # fmt: skip
     db["told"].create_index(["run"])
+
+
+def _targets(db: object) -> None:
+    """What targets note for themselves, requests whose end is not known, and what targets have not taken as it was recorded."""
+    from sqlite_utils import Database
+
+    assert isinstance(db, Database)
+    text, integer = str, int
+    db["ids"].create({"server": text, "key": text, "value": text}, pk=("server", "key"))
+    db["intents"].create({"server": text, "writer": text, "first": integer, "last": integer}, pk=("server", "writer"))
+    db["remarks"].create(
+        {"server": text, "writer": text, "first": integer, "what": text, "detail": text, "run": text, "count": integer},
+        pk=("server", "writer", "first", "what", "detail"),
+    )  # fmt: skip
+    db["remarks"].create_index(["run"])
+
+
+def _shed(db: object) -> None:
+    """What was deleted without a receipt, as the user wanted it (docs/budgets.md). `done` is 0 until the bytes are gone.
+
+    A span: `marks` is JSON {server: mark} of the servers that had a part of it. Segment 0 is all that the writer had.
+    """
+    from sqlite_utils import Database
+
+    assert isinstance(db, Database)
+    text, integer, real = str, int, float
+    db["shed"].create(
+        {"writer": text, "segment": integer, "first": integer, "last": integer, "run": text, "bytes": integer, "marks": text,
+         "at": real, "done": integer},
+        pk=("writer", "segment"),
+    )  # fmt: skip
+    db["shed"].create_index(["run"])
+    db["shed_files"].create(
+        {"writer": text, "digest": text, "run": text, "size": integer, "at": real, "done": integer}, pk=("writer", "digest")
+    )
+    db["shed_files"].create_index(["digest"])
+
+
+def _refusals(db: object) -> None:
+    """What users said of what targets refused: given up, or to be sent again (`sent`: it is under way, and its end is not known).
+
+    Given up: a writer's rest (seq 0), one record, or a file (`key`, without a writer).
+    """
+    from sqlite_utils import Database
+
+    assert isinstance(db, Database)
+    text, integer, real = str, int, float
+    db["given_up"].create(
+        {"server": text, "writer": text, "seq": integer, "key": text, "reason": text, "at": real}, pk=("server", "writer", "seq", "key")
+    )
+    db["again"].create({"server": text, "writer": text, "seq": integer, "sent": integer}, pk=("server", "writer", "seq"))
 
 
 def main() -> int:

@@ -42,6 +42,10 @@ def pruned(run: str, writer: str) -> str:
     return f"({run} IN (SELECT run FROM pruned) AND NOT EXISTS (SELECT 1 FROM pieces WHERE pieces.writer = {writer}))"  # noqa: S608 - names of columns
 
 
+FILE_KEY = "(a.writer || '.' || a.seq)"
+"""The SQL of an artifact record's own key (alias `a`), under which targets that keep files by run give receipts; others by digest."""
+
+
 def is_damage(error: BaseException) -> bool:
     """Say whether an error means that the file itself is no good, not that the disk is full or somebody has it locked."""
     if isinstance(error, schema.ForeignSchema):

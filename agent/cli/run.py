@@ -53,7 +53,10 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
     spool = settings.open_spool(create=not on_demand)
     found = settings.config.graces
     graces = Graces(found.answer, found.callback, found.term)
-    config = agent_config(spool, settings.server_url, settings.server_token, graces, _country(settings, on_demand))
+    config = agent_config(
+        spool, settings.server_url, settings.server_token, graces, _country(settings, on_demand), settings.targets(spool),
+        settings.config.budget,
+    )  # fmt: skip
     alerts = alerts or settings.config.alerts
     alerts = alerts and os.path.abspath(alerts)
     folder = os.getcwd()
@@ -86,7 +89,11 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
                     agent.site.read_again()
                 if agent.notifier is not None:
                     agent.notifier.reload()
+                task = asyncio.create_task(agent.reload_targets())
+                reloading.add(task)
+                task.add_done_callback(reloading.discard)
 
+            reloading: set[asyncio.Task[None]] = set()
             loop.add_signal_handler(signal.SIGHUP, hang_up)
             asked = False
             give_up = loop.time() + _PATIENCE
@@ -108,7 +115,8 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
                 return
 
             def ready() -> None:
-                report(f"serving {spool.path}" + (f", draining to {config.url}" if config.url else ""))
+                names = [lane.target.url for lane in agent.drains.lanes.values()] if agent.drains is not None else []
+                report(f"serving {spool.path}" + (f", draining to {', '.join(names)}" if names else ""))
                 if on_demand:
                     note_start(spool, serves=True)
                     watch = asyncio.create_task(IdleEnd(agent, idle_end, report).watch(stop))

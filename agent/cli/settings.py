@@ -14,6 +14,7 @@ from simspool.agent.exit_codes import CommandError, ExitCode
 from simspool.spool import Spool, open_spool
 
 if TYPE_CHECKING:
+    from simspool.agent.targets.settings import TargetSettings
     from simspool.sdk.config import Config
 
 P = ParamSpec("P")
@@ -55,6 +56,21 @@ class Settings:
     def server_token(self) -> str | None:
         """The server's token, or None."""
         return self.config.server_token
+
+    def targets(self, spool: Spool) -> Callable[[], list[TargetSettings]]:
+        """Return what reads the targets in force for a spool: of the command line and the files as they are then, in this folder."""
+        from simspool.agent.targets.settings import load_targets
+        from simspool.sdk.config import load_config
+
+        folder, environ, token = os.getcwd(), dict(os.environ), self._token_in_file()
+
+        def load() -> list[TargetSettings]:
+            config = load_config(
+                spool=self.spool_option, server_url=self.url_option, server_token=token, folder=folder, environ=environ
+            )  # fmt: skip
+            return load_targets(spool, config)
+
+        return load
 
     def _token_in_file(self) -> str | None:
         path = self.token_file or _credential()

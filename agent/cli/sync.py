@@ -93,7 +93,7 @@ def _alone(settings: Settings, spool: Spool, body: dict[str, Any], show: Callabl
     from simspool.agent.notify.settings import NotifySource
     from simspool.agent.sync import Selection
 
-    config = agent_config(spool, settings.server_url, settings.server_token)
+    config = agent_config(spool, settings.server_url, settings.server_token, load=settings.targets(spool))
 
     async def once() -> dict[str, Any]:
         agent = Agent(config, report=output.note)
@@ -108,6 +108,15 @@ def _alone(settings: Settings, spool: Spool, body: dict[str, Any], show: Callabl
 
 
 def _print(report: dict[str, Any]) -> None:
+    if len(report["targets"]) < 2:
+        _print_one(report)
+        return
+    for target in report["targets"]:
+        output.echo(f"{target['name']}{'' if target['required'] else ' (best-effort)'}: {target['state']}")
+        _print_one(target)
+
+
+def _print_one(report: dict[str, Any]) -> None:
     state = report["state"]
     human = output.human_bytes
     sent = f"sent {report['sent_records']} records ({human(report['sent_bytes'])}), "

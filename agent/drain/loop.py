@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -14,45 +13,53 @@ from simspool.agent.catalog.store import is_damage
 from simspool.agent.clock import Clock
 from simspool.agent.journal import Journal
 from simspool.agent.progress import Progress
-from simspool.agent.targets.port import Limits, Poison, Range, Refused, Target, TooLarge, Unreachable, Verdict
+from simspool.agent.targets.port import Poison, Range, Refused, Target, TooLarge, Unreachable, Verdict
 from simspool.spool import Spool
 
+from .again import Again
+from .audit import Audit
 from .backoff import Backoff
 from .batch import Batch, Batches, Delivered
+from .files import FileSender
+from .memory import ServerMemory
+from .ranges import RangeCutter
 from .uploads import Uploads
 
 T = TypeVar("T")
 Worker = Callable[..., Awaitable[Any]]
-_UPLOADERS = 6
 _REFUSED_PAUSE, _HEARTBEAT, _LOOK_AGAIN = 30.0, 30.0, 5.0  # seconds
-_SESSION, _RECORDS, _BLOBS, _HEARTBEATS = "drain", ("drain: records 1", "drain: records 2"), "drain: files", "drain: heartbeats"
 
 
 class Drain:
-    """Drains one spool to one target. `worker` runs a function in the agent's worker thread.
+    """Drains one spool to one target. `worker` runs a function in the agent's worker thread; `name` is for its progress.
 
     `state` is idle, connecting, draining, waiting or refused; `problem` says why it waits. The loop ends only by cancellation.
     """
 
     def __init__(
         self, spool: Spool, catalog: Catalog, journal: Journal, target: Target, clock: Clock, worker: Worker,
-        *, runs: Collection[str] | None = None, backoff: Backoff | None = None, live_runs: Callable[[], list[str]] | None = None,
-        progress: Progress | None = None, flagged: Callable[[str, dict[str, dict[str, Any]]], None] | None = None,
+        *, name: str = "drain", runs: Collection[str] | None = None, backoff: Backoff | None = None,
+        live_runs: Callable[[], list[str]] | None = None, progress: Progress | None = None,
+        flagged: Callable[[str, dict[str, dict[str, Any]]], None] | None = None, report: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._spool, self._catalog, self._journal, self._target, self._clock, self._worker = spool, catalog, journal, target, clock, worker
         self._runs = runs
+        self._name, self._heartbeats = name, f"{name}: heartbeats"
         self._backoff = backoff or Backoff()
         self._live_runs = live_runs
         self._progress = progress or Progress()
-        self._flagged = flagged
+        self._flagged, self._report = flagged, report
         self._wake = asyncio.Event()
         self._retry_now = asyncio.Event()
         self._settled = asyncio.Event()
+        self._cutter = RangeCutter(spool, catalog)
         self.state, self.problem, self.server = "idle", "", ""
         self.refused = False
+        self.restored = False  # at the last connect, the server had less than its receipts say
         self.attempts = 0  # that failed, ever
         self.floor = 0.0  # seconds that the last answer asked us to wait
         self.delivered = Delivered()
+        self.busy: set[str] = set()  # writers of which something is under way
 
     @property
     def failures(self) -> int:
@@ -80,9 +87,9 @@ class Drain:
         """Drain for ever. Ends only by cancellation, or by an error that nobody foresaw."""
         while True:
             floor = 0.0
-            self._progress.turn(_SESSION)
+            self._progress.turn(self._name)
             try:
-                await self._session()
+                await self._one_session()
             except Unreachable as error:
                 self.state, self.problem, self.refused, floor = "waiting", str(error), False, error.after
             except Refused as error:
@@ -97,8 +104,21 @@ class Drain:
             self.floor = floor
             self.attempts += 1
             self._settled.set()
-            self._progress.turn(_SESSION, pause)
+            self._progress.turn(self._name, pause)
             await self._pause(pause)
+
+    async def _one_session(self) -> None:
+        """Run a session in a task of its own: a task group that fails in the moment of a cancellation would tell of the failure only, and
+        leaves the task's count of cancellations changed (Python 3.11).
+        """
+        session = asyncio.create_task(self._session())
+        try:
+            await asyncio.wait([session])
+        finally:
+            if not session.done():
+                session.cancel()
+                await asyncio.gather(session, return_exceptions=True)
+        session.result()
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not longer than until the network changes."""
@@ -116,16 +136,26 @@ class Drain:
         server, limits = await self._target.connect()
         self.server, self.problem, self.refused = server, "", False
         await self._worker(self._note_server, server)
-        batches = Batches(self._spool, self._catalog, self._journal, server, limits, self._runs)
+        target, traits = self._target, self._target.traits
+        target.bind(ServerMemory(self._catalog, self._journal, server, self._worker))
+        audit = Audit(target, server, self._catalog, self._journal, self._cutter, self._worker, self.delivered, self._report)
+        self.restored = await audit.look()
+        batches = Batches(self._spool, self._catalog, self._journal, server, limits, self._runs, traits)
         batches.delivered = self.delivered
-        uploads = Uploads(self._spool, self._catalog, self._journal, server, self._runs)
+        again = Again(self._spool, self._catalog, self._journal, batches, traits, self._runs)
+        self.busy = batches.busy
+        uploads = Uploads(self._spool, self._catalog, self._journal, server, self._runs, by_record=traits.files_by_record)
+        files = FileSender(
+            target, uploads, limits, self.delivered, self._worker, self._progress, f"{self._name}: files", self._idle,
+            self.wake, self._moved,
+        )  # fmt: skip
         self.state = "draining"
-        self._progress.end(_SESSION)  # from here on, each of its parts by itself
+        self._progress.end(self._name)  # from here on, each of its parts by itself
         try:
             async with asyncio.TaskGroup() as group:
-                for name in _RECORDS:
-                    group.create_task(self._send_records(batches, name))
-                group.create_task(self._send_blobs(uploads, limits))
+                for i in range(traits.senders):
+                    group.create_task(self._send_records(batches, again, f"{self._name}: records {i + 1}"))
+                group.create_task(files.run())
                 if self._live_runs is not None:
                     group.create_task(self._send_heartbeats())
         except BaseExceptionGroup as errors:
@@ -138,18 +168,20 @@ class Drain:
                     raise _first(found) from None
             raise
         finally:
-            for name in (*_RECORDS, _BLOBS, _HEARTBEATS):
-                self._progress.end(name)
+            self._progress.end_all(f"{self._name}: ")
 
     def _note_server(self, server: str) -> None:
         with self._catalog.transaction() as db:
             db.execute("INSERT OR REPLACE INTO servers(url, server, seen) VALUES (?,?,?)", (self._target.url, server, time.time()))
 
-    async def _send_records(self, batches: Batches, name: str) -> None:
+    async def _send_records(self, batches: Batches, again: Again, name: str) -> None:
         while True:
             self._progress.turn(name)
             self._wake.clear()
-            batch: Batch | None = await self._worker(batches.take)
+            settle = again.settle
+            batch: Batch | None = await self._worker(again.take)
+            if batch is None:
+                settle, batch = batches.settle, await self._worker(batches.take)
             if batch is None:
                 await self._idle(name)
                 continue
@@ -159,11 +191,18 @@ class Drain:
                 batches.release(batch)
                 raise
             if not verdicts:
-                batches.release(batch)  # all of it is cut anew, smaller
+                batches.release(batch, anew=True)  # smaller
                 continue
-            await self._worker(batches.settle, batch, verdicts)
-            self._backoff.succeeded()
-            self._settled.set()
+            await self._worker(settle, batch, verdicts)
+            for verdict in verdicts:
+                if verdict.kind == "unsent":
+                    raise Unreachable(verdict.reason, verdict.after)
+            self._moved()
+
+    def _moved(self) -> None:
+        """The target has taken something."""
+        self._backoff.succeeded()
+        self._settled.set()
 
     async def _idle(self, name: str) -> None:
         """Wait for news; look again now and then, for what was put off."""
@@ -193,84 +232,16 @@ class Drain:
         after = await self._send(ranges[middle:], batches, name) if before else []
         return before + after if after else []
 
-    async def _send_blobs(self, uploads: Uploads, limits: Limits) -> None:
-        while True:
-            self._progress.turn(_BLOBS)
-            waiting: list[tuple[str, str]] = await self._worker(uploads.waiting)
-            if not waiting:
-                await self._idle(_BLOBS)
-                continue
-            missing = set(await self._target.missing([d for d, _ in waiting]))
-            known = [d for d, _ in waiting if d not in missing]
-            if known:
-                await self._worker(uploads.settle, known)
-                self.delivered.known_blobs += len(known)
-            await self._upload([(d, run) for d, run in waiting if d in missing], uploads, limits)
-            self._backoff.succeeded()
-            self._settled.set()
-
-    async def _upload(self, blobs: list[tuple[str, str]], uploads: Uploads, limits: Limits) -> None:
-        """Send blobs side by side; receipts are journaled in groups."""
-        todo = iter(blobs)
-        stored: list[str] = []
-
-        async def one_after_another() -> None:
-            for digest, run in todo:
-                self._progress.turn(_BLOBS, math.inf)  # a large file takes hours; the target's own time limit on each block watches it
-                path = await self._worker(uploads.path, digest, run)
-                if path is None:
-                    gone = f"the bytes of a file of run {run} are gone from the spool: restore them from a copy"
-                    self.delivered.problems.setdefault(digest, gone)
-                    self.delivered.lacking.add(digest)
-                    self._settled.set()
-                    continue
-                size = uploads.size(path)
-                reason = (
-                    f"its {size} bytes are over the server's limit of {limits.blob}"
-                    if size > limits.blob
-                    else await self._put(digest, path)
-                )
-                if reason is not None:
-                    await self._worker(uploads.not_taken, digest, path, reason, self.delivered)
-                    self._settled.set()
-                    continue
-                self.delivered.problems.pop(digest, None)
-                self.delivered.lacking.discard(digest)
-                stored.append(digest)
-                self.delivered.blobs += 1
-                self.delivered.blob_bytes += size
-                if len(stored) >= 32:
-                    group = stored[:]
-                    stored.clear()
-                    await self._worker(uploads.settle, group)
-                    self._settled.set()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(_UPLOADERS):
-                    group.create_task(one_after_another())
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        finally:
-            if stored:
-                await asyncio.shield(self._worker(uploads.settle, stored))
-
-    async def _put(self, digest: str, path: str) -> str | None:
-        try:
-            return await self._target.put(digest, path)
-        except OSError as error:
-            return f"it cannot be read: {error.strerror}"
-
     async def _send_heartbeats(self) -> None:
         assert self._live_runs is not None
         while True:
-            self._progress.turn(_HEARTBEATS)
+            self._progress.turn(self._heartbeats)
             runs: list[str] = await self._worker(self._live_runs)
             if runs:
                 flags = await self._target.heartbeat(dict.fromkeys(runs, self._clock.wall()))
                 if flags and self._flagged is not None:
                     await self._worker(self._flagged, self.server, flags)
-            self._progress.turn(_HEARTBEATS, _HEARTBEAT)
+            self._progress.turn(self._heartbeats, _HEARTBEAT)
             await self._clock.sleep(_HEARTBEAT)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from simspool.agent.budget.account import WHOLE, Stretch, extend_over, had_spans
 from simspool.agent.catalog import Catalog
 from simspool.agent.journal import Cursor
 from simspool.agent.targets.port import Range
@@ -74,22 +75,45 @@ class RangeCutter:
             raise Unreadable(f"record {mark + 1} of writer {writer} in run {run} is not in the spool any more: restore it from a copy")
         ranges: list[Range] = []
         used = 0
+        before = self._seen_before(writer, cursor)
         while pieces and (used < budget or not ranges) and len(ranges) < most:
             group, size = [pieces.pop(0)], 0
             while pieces and pieces[0].segment == group[0].segment and used + size + pieces[0].end - pieces[0].start < budget:
                 size += pieces[0].end - pieces[0].start
                 group.append(pieces.pop(0))
             after = pieces[0].chain if pieces else self._chain_after(writer, group[-1].last)
-            made = self._build(writer, run, group, cursor if not ranges else None, after, budget - used)
+            made = self._build(writer, run, group, cursor if not ranges else None, after, budget - used, before=before)
+            before = before if before is None else made.chain_after
             ranges.append(made)
             used += len(made.data)
             if made.last != group[-1].last:
                 break
         return ranges
 
+    def again(self, writer: str, run: str, cursor: Cursor | None, last: int) -> Range:
+        """Return the one range from the cursor to `last`, as it was cut before. Raises Unreadable."""
+        mark = cursor.mark if cursor is not None else 0
+        rows = self._catalog.rows(f'{_SELECT} WHERE writer = ? AND "last" > ? AND "first" <= ? ORDER BY "first"', (writer, mark, last))
+        group = [_piece(row) for row in rows]
+        if not group or group[0].first > mark + 1 or group[-1].last < last or group[0].segment != group[-1].segment:
+            raise Unreadable(f"records {mark + 1} to {last} of writer {writer} in run {run} are not in the spool as they were")
+        return self._build(writer, run, group, cursor, 0, 0, until=last, before=self._seen_before(writer, cursor))
+
+    def _seen_before(self, writer: str, cursor: Cursor | None) -> int | None:
+        """Return the server's own chain where something was shed or damaged: what one server got, another did not; else None."""
+        sql = "SELECT 1 FROM shed WHERE writer = ?1 UNION ALL SELECT 1 FROM damage WHERE writer = ?1 LIMIT 1"
+        if self._catalog.one(sql, (writer,)) is None:
+            return None
+        return cursor.chain if cursor is not None else 0
+
     def _pieces(self, writer: str, mark: int) -> list[_Piece]:
         rows = self._catalog.rows(f'{_SELECT} WHERE writer = ? AND "last" > ? ORDER BY "first" LIMIT ?', (writer, mark, _PIECES))
         return [_piece(r) for r in rows]
+
+    def has(self, writer: str, seq: int) -> bool:
+        """Say whether the catalog knows where a record lies (not pruned, and ingested)."""
+        row = self._catalog.one('SELECT 1 FROM pieces WHERE writer = ? AND "first" <= ? AND "last" >= ?', (writer, seq, seq))
+        return row is not None
 
     def is_damaged(self, sent: Range) -> bool:
         """Say whether a range that was sent does not hold the frames that were ingested."""
@@ -121,37 +145,52 @@ class RangeCutter:
                 raise Unreadable(f"{path}: {error.strerror}") from None
         raise Unreadable(f"segment {segment} of writer {writer} is gone from {folder}: restore it from a copy")
 
-    def _build(self, writer: str, run: str, group: list[_Piece], cursor: Cursor | None, after: int, budget: int) -> Range:
+    def _build(
+        self, writer: str, run: str, group: list[_Piece], cursor: Cursor | None, after: int, budget: int, *, until: int | None = None,
+        before: int | None = None,
+    ) -> Range:  # fmt: skip
+        """Return the range of a group of pieces: no longer than the budget where it is one regular piece, or to the record `until`.
+
+        `after` is the chain behind the group; with `until`, it is found. `before` is the server's chain before it, where it may be its own.
+        """
         first_piece, last_piece = group[0], group[-1]
+        if first_piece.segment == WHOLE:
+            return self._gone(writer, run, first_piece, cursor)
         fd, sealed = self._open(writer, run, first_piece.segment)
         try:
             header, static = self._header(fd, writer, run, first_piece.segment)
             first, start, chain = first_piece.first, first_piece.start, first_piece.chain
             if cursor is not None and cursor.mark >= first:
                 first = cursor.mark + 1
-                if cursor.segment == first_piece.segment and first_piece.start <= cursor.offset <= first_piece.end:
+                if before is None and cursor.segment == first_piece.segment and first_piece.start <= cursor.offset <= first_piece.end:
                     start, chain = cursor.offset, cursor.chain
                 else:
                     start, chain = self._walk_to(fd, header, first_piece, cursor.mark)
             if not sealed:
                 os.fdatasync(fd)
+            last, end = last_piece.last, last_piece.end
+            if until is not None:
+                last = until
+                end, after = self._walk_to(fd, header, last_piece, until)
             parts = []
             for piece in group:
                 begin = start if piece is first_piece else piece.start
-                data = os.pread(fd, piece.end - begin, begin)
-                if len(data) != piece.end - begin:
+                stop = end if piece is last_piece else piece.end
+                data = os.pread(fd, stop - begin, begin)
+                if len(data) != stop - begin:
                     raise Unreadable(f"segment {piece.segment} of writer {writer} is shorter than it was")
                 parts.append(_regular(data, piece, header.seed) if piece.irregular else data)
-            last, end = last_piece.last, last_piece.end
-            if len(group) == 1 and len(parts[0]) > budget and not first_piece.gaps and not first_piece.irregular:
+            if until is None and len(group) == 1 and len(parts[0]) > budget and not first_piece.gaps and not first_piece.irregular:
                 parts[0], last, end, after = _shorter(parts[0], start, header.seed, chain, budget)
         except (OSError, SpoolError) as error:
             why = getattr(error, "strerror", None) or error
             raise Unreadable(f"segment {first_piece.segment} of writer {writer}: {why}") from None
         finally:
             os.close(fd)
+        if before is not None:
+            chain, after = before, _seen_after(before, chain, group, first, last, after)
         definitions = self._definitions(writer, first_piece.segment, header) if start > HEADER_SIZE else b""
-        gaps = [[max(a, first), b, reason] for piece in group for a, b, reason in piece.gaps if b >= first]
+        gaps = [[max(a, first), min(b, last), reason] for piece in group for a, b, reason in piece.gaps if b >= first and a <= last]
         body = b"".join([definitions, *parts])
         head = {
             "run": run, "writer": writer, "segment": first_piece.segment, "first": first, "last": last, "chain": chain,
@@ -160,6 +199,22 @@ class RangeCutter:
         text = json.dumps(head, separators=(",", ":")).encode()
         data = len(text).to_bytes(4, "little") + text + static + body
         return Range(run, writer, first, last, data, after, last_piece.segment, end)
+
+    def _gone(self, writer: str, run: str, piece: _Piece, cursor: Cursor | None) -> Range:
+        """Return the range that declares what is left of a writer whose run was shed as a whole."""
+        row = self._catalog.one("SELECT header FROM writers WHERE id = ?", (writer,))
+        first, chain = (cursor.mark + 1, cursor.chain) if cursor is not None else (piece.first, 0)
+        try:
+            header = SegmentHeader.unpack(row[0] if row is not None else b"")
+        except SpoolError as error:
+            raise Unreadable(f"writer {writer} of run {run} was shed, and its header is not known: {error}") from None
+        head = {
+            "run": run, "writer": writer, "segment": header.number, "first": first, "last": piece.last, "chain": chain, "bytes": 0,
+            "gaps": [[first, piece.last, "shed"]],
+        }  # fmt: skip
+        text = json.dumps(head, separators=(",", ":")).encode()
+        after = frames.extend_chain_gap(chain, piece.last - first + 1)
+        return Range(run, writer, first, piece.last, len(text).to_bytes(4, "little") + text + header.pack(), after, header.number, 0)
 
     def _header(self, fd: int, writer: str, run: str, segment: int) -> tuple[SegmentHeader, bytes]:
         header, good = read_header(fd, writer, ids.from_text(run), segment, None)
@@ -188,6 +243,26 @@ class RangeCutter:
             chain = frames.extend_chain_gap(chain, mark - expected + 1)
         return at, chain
 
+    def had(self, writer: str, run: str, cursor: Cursor | None, mark: int, chain: int) -> list[tuple[int, int]]:
+        """Return which shed spans between the cursor and a mark a server had, by its chain there. Raises Unreadable."""
+        after = cursor.mark if cursor is not None else 0
+        rows = self._catalog.rows(f'{_SELECT} WHERE writer = ? AND "last" > ? AND "first" <= ? ORDER BY "first"', (writer, after, mark))
+        pieces = [_piece(row) for row in rows]
+        stretches = []
+        at, known = after, self._known(writer, run, after)
+        for piece in pieces:
+            upto = min(piece.last, mark)
+            then = self._chain_after(writer, upto) if upto == piece.last else self._known(writer, run, upto)
+            whole = piece.first > at and upto == piece.last and piece.segment != WHOLE
+            stretches.append(Stretch(at + 1, upto - at, known, then, _is_gone(piece), whole))
+            at, known = upto, then
+        return had_spans(stretches, cursor.chain if cursor is not None else 0, chain)
+
+    def _known(self, writer: str, run: str, mark: int) -> int:
+        """Return the catalog's own chain at a mark. Raises Unreadable."""
+        found = self.locate(writer, run, mark)
+        return found.chain if found is not None else 0
+
     def locate(self, writer: str, run: str, mark: int) -> Cursor | None:
         """Return the cursor at a mark, by reading again; None when no piece holds it (pruned, or never ingested). Raises Unreadable."""
         if mark == 0:
@@ -196,6 +271,8 @@ class RangeCutter:
         if row is None:
             return None
         piece = _piece(row)
+        if _is_gone(piece):
+            return Cursor(writer, mark, frames.extend_chain_gap(piece.chain, mark - piece.first + 1), 0, 0)
         fd, _ = self._open(writer, run, piece.segment)
         try:
             header, _ = self._header(fd, writer, run, piece.segment)
@@ -206,6 +283,28 @@ class RangeCutter:
         finally:
             os.close(fd)
         return Cursor(writer, mark, chain, piece.segment, offset)
+
+
+def _is_gone(piece: _Piece) -> bool:
+    """Say whether a piece is nothing but a gap."""
+    return piece.start == piece.end
+
+
+def _seen_after(before: int, known: int, group: list[_Piece], first: int, last: int, known_after: int) -> int:
+    """Return a server's chain after the records `first` to `last` of a group, from its chain before them.
+
+    `known` and `known_after` are the catalog's there. They differ from the server's where something before was shed that it got.
+    """
+    at = first
+    for piece, following in zip(group, [*(p.chain for p in group[1:]), known_after], strict=True):
+        upto = min(piece.last, last)
+        then = following if upto == piece.last else known_after
+        count = upto - at + 1
+        before = frames.extend_chain_gap(before, count) if _is_gone(piece) else extend_over(before, known, then, count)
+        known, at = then, upto + 1
+        if upto == last:
+            break
+    return before
 
 
 def _shorter(data: bytes, base: int, crc_seed: int, chain: int, budget: int) -> tuple[bytes, int, int, int]:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from simspool.agent.budget import account
 from simspool.agent.catalog import Catalog
 from simspool.spool import Durability, Kind, Spool, Tail, Writer, ids, layout
 from simspool.spool.frames import Record
@@ -20,7 +21,8 @@ from simspool.spool.process import is_alive
 
 _COMPACT_WRITERS, _COMPACT_BYTES = 24, 4 << 20
 _BODY = 200_000  # bytes of JSON in one record: a frame holds 1 MiB
-_KEYS = ("refused", "blobs", "refused_blobs", "cursors", "blocked")  # in this order: a mark never gets ahead of what was refused below it
+# in this order: a mark never gets ahead of what was refused, or remarked, below it
+_KEYS = ("taken", "refused", "remarks", "blobs", "refused_blobs", "cursors", "blocked")
 
 
 class Cursor(NamedTuple):
@@ -64,9 +66,16 @@ class Journal:
         if not writer.sync():
             raise OSError(errno.EIO, f"the journal in {self._spool.agent} cannot be fsynced: {writer.last_error}")
 
-    def intend(self, server: str, ranges: Sequence[tuple[str, int, int]]) -> None:
-        """Note, before sending, which (writer, first, last) go to a server in one request."""
-        self._append(Kind.INTENT, [{"server": server, "ranges": [list(r) for r in ranges]}])
+    def intend(self, server: str, ranges: Sequence[tuple[str, int, int]], *, doubtful: bool = False) -> None:
+        """Note, before sending, which (writer, first, last) go to a server in one request.
+
+        `doubtful`: what is sent twice may be there twice, so that a range without a receipt is sent again as it was, and known as such.
+        """
+        body: dict[str, Any] = {"server": server, "ranges": [list(r) for r in ranges]}
+        if doubtful:
+            self._note(Kind.INTENT, [body | {"doubtful": True}])
+        else:
+            self._append(Kind.INTENT, [body])
 
     def receive(
         self,
@@ -77,13 +86,16 @@ class Journal:
         blobs: Sequence[str] = (),
         refused_blobs: Sequence[tuple[str, str]] = (),
         blocked: Sequence[tuple[str, str]] = (),
+        remarks: Sequence[tuple[str, int, str, str, str, int]] = (),
+        taken: Sequence[tuple[str, int]] = (),
     ) -> None:
-        """Note what a server acknowledged: positions of writers, blobs it has, and what it will never take (with reasons).
+        """Note what a server acknowledged: positions of writers, files it has, and what it will never take (with reasons).
 
-        `blocked` names writers that it refuses as a whole. `at` is the wall time in seconds.
+        `blocked` names writers that it refuses as a whole; `remarks` (writer, first, what, detail, run, count) what it took otherwise than
+        it was recorded; `taken` (writer, seq) what it refused before and took now. `at` is the wall time in seconds.
         """
         body: dict[str, Any] = {"server": server, "at": at}
-        for key, value in zip(_KEYS, (refused, blobs, refused_blobs, cursors, blocked), strict=True):
+        for key, value in zip(_KEYS, (taken, refused, remarks, blobs, refused_blobs, cursors, blocked), strict=True):
             if value:
                 body[key] = [list(v) if isinstance(v, tuple) else v for v in value]
         self._note(Kind.RECEIPT, list(_cut(body)))
@@ -91,6 +103,33 @@ class Journal:
     def prune(self, run: str, at: float, last: dict[str, int]) -> None:
         """Note, before deleting, that a run's acknowledged records (up to `last` per writer) go, and its blobs."""
         self._note(Kind.PRUNE, [{"run": run, "at": at, "last": last}])
+
+    def shed(self, body: dict[str, Any]) -> None:
+        """Note, before deleting, what goes without a receipt (see budget.account.bodies)."""
+        self._note(Kind.SHED, [body])
+
+    def note_ids(self, server: str, ids: dict[str, str]) -> None:
+        """Note what a target wants to know again of its server: ids of what it made there, by keys of its own."""
+        self._note(Kind.IDMAP, [{"server": server, "ids": ids}])
+
+    def reopen(self, server: str, writers: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+        """Note that writers which a server refused, and files that it has no more or refused, are to be sent (again)."""
+        for i in range(0, max(len(writers), len(files)), 1000):
+            body = {"server": server, "writers": list(writers[i : i + 1000]), "files": list(files[i : i + 1000])}
+            self._note(Kind.IDMAP, [{"reopen": body}])
+
+    def again(self, server: str, records: Sequence[tuple[str, int]], *, sent: bool = False) -> None:
+        """Note that single refused records, (writer, seq), are to be sent again; with `sent`, that they now are."""
+        for i in range(0, len(records), 1000):
+            body = {"server": server, "records": [[w, seq, int(sent)] for w, seq in records[i : i + 1000]]}
+            self._note(Kind.INTENT if sent else Kind.IDMAP, [{"again": body}])
+
+    def give_up(self, server: str, at: float, items: Sequence[tuple[str, int, str, str]]) -> None:
+        """Note that nobody wants any more to send what a server refused: (writer, seq, key, reason), with sequence 0 for a writer's rest,
+        and only a key for a file. `at` is the wall time in seconds.
+        """
+        for i in range(0, len(items), 500):
+            self._note(Kind.IDMAP, [{"give_up": {"server": server, "at": at, "items": [list(one) for one in items[i : i + 500]]}}])
 
     def rewind(self, server: str, cursor: Cursor) -> None:
         """Note that a server has less than its receipts said (it was restored from a backup): send again from there."""
@@ -161,7 +200,8 @@ class Journal:
             self._catalog.one(f"SELECT count(*) FROM {table}") or (0,)  # noqa: S608
             for table in ("cursors", "uploads", "refused")
         )
-        return bool(size > max(_COMPACT_BYTES, 4 * (100 * cursors + 70 * uploads + 200 * refused)))
+        [ids], [remarks] = (self._catalog.one(f"SELECT count(*) FROM {table}") or (0,) for table in ("ids", "remarks"))  # noqa: S608
+        return bool(size > max(_COMPACT_BYTES, 4 * (100 * (cursors + ids) + 70 * uploads + 200 * (refused + remarks))))
 
     def compact_if_large(self) -> None:
         """Keep the journal of an agent that runs for months small. Raises OSError; then it stays as it is."""
@@ -182,8 +222,9 @@ class Journal:
         bodies: list[dict[str, Any]] = []
         for key, sql in (
             ("refused", "SELECT server, 0, writer, seq, reason FROM refused"),
+            ("remarks", 'SELECT server, 0, writer, "first", what, detail, run, "count" FROM remarks'),
             ("blobs", "SELECT server, at, digest FROM uploads WHERE state = 'stored'"),
-            ("refused_blobs", "SELECT server, at, digest, reason FROM uploads WHERE state = 'refused'"),
+            ("refused_blobs", "SELECT server, at, digest, reason FROM uploads WHERE state IN ('refused', 'dropped')"),
             ("cursors", 'SELECT server, at, writer, mark, chain, segment, "offset" FROM cursors'),
             ("blocked", "SELECT server, at, writer, blocked FROM cursors WHERE blocked IS NOT NULL"),
         ):
@@ -196,6 +237,8 @@ class Journal:
                     # one time for all of a part, the latest: grace may become longer by it, never shorter
                     body = {"server": server, "at": part[-1][0] or 0, key: [r[1] if key == "blobs" else list(r[1:]) for r in part]}
                     bodies += _cut(body)
+        bodies += self._ids_left()
+        bodies += account.remembered(self._catalog)
         bodies += [{"run": run, "at": at, "last": json.loads(last)} for run, at, last in rows("SELECT run, at, last FROM pruned")]
         self._append(Kind.CHECKPOINT, bodies or [{}])
         with self._catalog.transaction() as db:
@@ -204,11 +247,30 @@ class Journal:
         for writer in old:
             shutil.rmtree(os.path.join(self._folder, writer), ignore_errors=True)
 
+    def _ids_left(self) -> Iterator[dict[str, Any]]:
+        """Yield what says again which ids targets noted, and which ranges are in doubt."""
+        by_server: dict[str, dict[str, str]] = {}
+        for server, key, value in self._catalog.rows("SELECT server, key, value FROM ids"):
+            found = by_server.setdefault(server, {})
+            found[key] = value
+            if len(found) == 1000:
+                yield {"server": server, "ids": by_server.pop(server)}
+        yield from ({"server": server, "ids": found} for server, found in by_server.items())
+        for table, key, columns in (("given_up", "give_up", "at, writer, seq, key, reason"), ("again", "again", "0, writer, seq, sent")):
+            for server, at, *row in self._catalog.rows(f"SELECT server, {columns} FROM {table}"):  # noqa: S608
+                yield {key: {"server": server, "at": at, "items" if key == "give_up" else "records": [row]}}
+        for server, *one in self._catalog.rows('SELECT server, writer, "first", "last" FROM intents'):
+            yield {"server": server, "ranges": [one], "doubtful": True}
+
     def _index(self, kind: int, body: dict[str, Any]) -> None:
         """Put one journal record into the catalog. Repeating it is harmless: marks only grow, except by a rewind."""
         db = self._catalog.connection
+        if "shed" in body:
+            account.index(db, body)
+            return
         if kind == Kind.PRUNE or (kind == Kind.CHECKPOINT and "run" in body):
             db.execute("INSERT OR REPLACE INTO pruned(run, at, last) VALUES (?,?,?)", (body["run"], body["at"], json.dumps(body["last"])))
+            db.execute("DELETE FROM ids WHERE key >= ? AND key < ?", (body["run"] + "/", body["run"] + "0"))  # "0" is what follows "/"
             return
         if kind == Kind.IDMAP and "rewind" in body:
             back = body["rewind"]
@@ -216,6 +278,39 @@ class Journal:
             db.execute(
                 'UPDATE cursors SET mark=?, chain=?, segment=?, "offset"=? WHERE server=? AND writer=?',
                 (mark, chain, segment, offset, back["server"], writer),
+            )
+            db.execute("DELETE FROM intents WHERE server = ? AND writer = ?", (back["server"], writer))
+            for table, column in (("refused", "seq"), ("again", "seq"), ("given_up", "seq"), ("remarks", '"first"')):  # it is sent anew
+                db.execute(f"DELETE FROM {table} WHERE server = ? AND writer = ? AND {column} > ?", (back["server"], writer, mark))  # noqa: S608
+            for segment, marks in db.execute("SELECT segment, marks FROM shed WHERE writer = ?", (writer,)).fetchall():
+                had = json.loads(marks)  # what it lost and nobody has any more counts as shed before it had it
+                if had.get(back["server"], 0) > mark:
+                    text = json.dumps({**had, back["server"]: mark})
+                    db.execute("UPDATE shed SET marks = ? WHERE writer = ? AND segment = ?", (text, writer, segment))
+            return
+        if kind == Kind.IDMAP and "reopen" in body:
+            back = body["reopen"]
+            writers, files = ([(back["server"], one) for one in back[key]] for key in ("writers", "files"))
+            db.executemany("UPDATE cursors SET blocked = NULL WHERE server = ? AND writer = ?", writers)
+            db.executemany("DELETE FROM uploads WHERE server = ? AND digest = ?", files)
+            db.executemany("DELETE FROM given_up WHERE server = ? AND writer = ? AND seq = 0", writers)
+            db.executemany("DELETE FROM given_up WHERE server = ? AND writer = '' AND key = ?", files)
+            return
+        if "again" in body:
+            self._index_again(body["again"])
+            return
+        if "give_up" in body:
+            self._index_given_up(body["give_up"])
+            return
+        if "ids" in body:
+            db.executemany(
+                "INSERT OR REPLACE INTO ids(server, key, value) VALUES (?,?,?)", [(body["server"], k, v) for k, v in body["ids"].items()]
+            )
+            return
+        if body.get("doubtful"):
+            db.executemany(
+                'INSERT OR REPLACE INTO intents(server, writer, "first", "last") VALUES (?,?,?,?)',
+                [(body["server"], *r) for r in body["ranges"]],
             )
             return
         if kind not in {Kind.RECEIPT, Kind.CHECKPOINT}:
@@ -229,7 +324,17 @@ class Journal:
             [(server, *c, at, kind == Kind.CHECKPOINT) for c in body.get("cursors", ())],  # checkpoints know of rewinds
         )
         db.executemany(
+            'DELETE FROM intents WHERE server = ? AND writer = ? AND "last" <= ?', [(server, c[0], c[1]) for c in body.get("cursors", ())]
+        )
+        settled = [(server, *r[:2]) for key in ("taken", "refused") for r in body.get(key, ())]
+        db.executemany("DELETE FROM again WHERE server = ? AND writer = ? AND seq = ?", settled)
+        db.executemany("DELETE FROM refused WHERE server = ? AND writer = ? AND seq = ?", settled)
+        db.executemany(
             "INSERT OR REPLACE INTO refused(server, writer, seq, reason) VALUES (?,?,?,?)", [(server, *r) for r in body.get("refused", ())]
+        )
+        db.executemany(
+            'INSERT OR REPLACE INTO remarks(server, writer, "first", what, detail, run, "count") VALUES (?,?,?,?,?,?,?)',
+            [(server, *r) for r in body.get("remarks", ())],
         )
         db.executemany(
             "INSERT OR REPLACE INTO uploads(server, digest, state, at) VALUES (?,?,'stored',?)",
@@ -244,6 +349,28 @@ class Journal:
             " ON CONFLICT(server, writer) DO UPDATE SET blocked=excluded.blocked",
             [(server, writer, at, reason) for writer, reason in body.get("blocked", ())],
         )
+
+    def _index_again(self, body: dict[str, Any]) -> None:
+        db, server = self._catalog.connection, body["server"]
+        db.executemany("INSERT OR REPLACE INTO again(server, writer, seq, sent) VALUES (?,?,?,?)", [(server, *r) for r in body["records"]])
+        for writer, seq, _ in body["records"]:  # what was given up is refused again, until it is taken
+            where = "server = ? AND writer = ? AND seq = ?"
+            columns = "server, writer, seq, reason"
+            sql = f"INSERT OR IGNORE INTO refused({columns}) SELECT {columns} FROM given_up WHERE {where}"  # noqa: S608
+            db.execute(sql, (server, writer, seq))
+            db.execute(f"DELETE FROM given_up WHERE {where}", (server, writer, seq))  # noqa: S608
+
+    def _index_given_up(self, body: dict[str, Any]) -> None:
+        db, server, at = self._catalog.connection, body["server"], body["at"]
+        for writer, seq, key, reason in body["items"]:
+            db.execute(
+                "INSERT OR REPLACE INTO given_up(server, writer, seq, key, reason, at) VALUES (?,?,?,?,?,?)",
+                (server, writer, seq, key, reason, at),
+            )
+            for table in ("refused", "again"):
+                db.execute(f"DELETE FROM {table} WHERE server = ? AND writer = ? AND seq = ?", (server, writer, seq))  # noqa: S608
+            if key:
+                db.execute("UPDATE uploads SET state = 'dropped' WHERE server = ? AND digest = ? AND state = 'refused'", (server, key))
 
 
 def _cut(body: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from in_process import serve, total, until
+from in_process import drains_of, serve, the_drain, total, until
 from memory_target import MemoryTarget
 from recorded import begin, fill, whole
 
@@ -110,7 +110,7 @@ def test_status_says_what_waits_while_the_server_is_away(spool: Spool) -> None:
 
         target.before_send = target.before_connect = gone
         fill(writer, 5, start=10)
-        await until(lambda: agent.drain is not None and agent.drain.state == "waiting")
+        await until(lambda: drains_of(agent) and the_drain(agent).state == "waiting")
         path = api_path(spool)
         assert path is not None
         records = json.loads((await asyncio.to_thread(ask, path, "GET", "/status"))[1])["records"]
@@ -135,7 +135,8 @@ def test_the_slow_duties_are_scheduled_and_report(spool: Spool, monkeypatch: pyt
     async def story(agent: Agent) -> None:
         duties = Housekeeping(agent)
         duties.start()
-        assert sorted(job.id for job in duties._scheduler.get_jobs()) == ["disk", "judge", "retention", "scrub", "site"]
+        wanted = ["budget", "disk", "judge", "retention", "scrub", "site", "targets"]
+        assert sorted(job.id for job in duties._scheduler.get_jobs()) == wanted
         await duties.scrub()
         found = [text for text in reports if text.startswith("scrub: corrupt")]
         assert len(found) == 1

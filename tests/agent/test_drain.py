@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from faulty_proxy import FAULTS, FaultyProxy, seeded
+from in_process import drains_of, the_drain
 from real_server import RealServer, agent
 from recorded import add_file, begin, fill, killed, whole
 
@@ -299,7 +300,7 @@ def test_a_server_away_for_an_hour_is_found_again_within_a_minute_and_no_command
                 serving = asyncio.create_task(found.serve(stop))
                 try:
                     async with asyncio.timeout(60):
-                        while found.drain is None or found.drain.delivered.records == 0:
+                        while not drains_of(found) or the_drain(found).delivered.records == 0:
                             await asyncio.sleep(0.01)
                     first_receipt = clock.now
                 finally:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from in_process import serve, sync, total, until
+from in_process import drains_of, serve, sync, the_drain, total, until
 from memory_target import MemoryTarget
 from recorded import add_file, begin, fill, killed, whole
 
@@ -22,6 +22,7 @@ from simspool.agent.drain.backoff import Backoff
 from simspool.agent.ingest import Ingest
 from simspool.agent.status import overview, show_run
 from simspool.agent.targets.port import Limits, Poison, Range, Refused, TooLarge, Unreachable, Verdict
+from simspool.agent.truth.known import KnownTarget
 from simspool.spool import Durability, Kind, Spool, Writer, ids, layout, segment_header
 
 # ---------------------------------------------------------------------- what the spool lacks
@@ -168,8 +169,8 @@ def test_a_mark_beyond_ours_is_compared_and_kept(spool: Spool) -> None:
     assert sync(spool, target).state == "done"
     assert total(target) == 106
     # and a server whose mark is beyond everything we have ever seen: what it has, is compared when we come to it
-    [(name, _)] = target.marks.items()
-    target.marks[name] = (10_000, 1)
+    [(name, _)] = target.marks_of.items()
+    target.marks_of[name] = (10_000, 1)
     fill(writer, 5, start=105)
     assert sync(spool, target).state == "done"
     assert run
@@ -180,7 +181,7 @@ def test_a_mark_that_is_too_low_is_gone_back_to(spool: Spool) -> None:
     fill(writer, 100)
     target = MemoryTarget()
     assert sync(spool, target).state == "done"
-    target.marks.clear()
+    target.marks_of.clear()
     fill(writer, 5, start=100)
     assert sync(spool, target).state == "done"
     assert total(target) == 106
@@ -210,7 +211,7 @@ def test_records_that_are_refused_are_counted_and_status_balances(spool: Spool) 
     ingest = Ingest(spool, catalog)
     ingest.scan()
     ingest.read()
-    found = overview(catalog, spool, "memory")["records"]
+    found = overview(catalog, spool, [KnownTarget("server", "", "memory://", True, "memory")])["records"]
     assert (found["recorded"], found["acknowledged"], found["waiting"], found["refused"]) == (19, 13, 4, 2)
     ingest.close()
     catalog.close()
@@ -255,10 +256,10 @@ def test_a_sync_beside_an_agent_in_a_long_backoff_tries_at_once(spool: Spool) ->
         async with Agent(AgentConfig(spool, "memory://"), target=target, backoff=Backoff(lambda: 0.99)) as agent:
             serving = asyncio.create_task(agent.serve(stop))
             async with asyncio.timeout(20):
-                await until(lambda: agent.drain is not None and agent.drain.failures >= 2)
-                agent.drain._backoff.failures = 10  # as after hours
-                agent.drain.retry()
-                await until(lambda: agent.drain.failures >= 11)
+                await until(lambda: drains_of(agent) and the_drain(agent).failures >= 2)
+                the_drain(agent)._backoff.failures = 10  # as after hours
+                the_drain(agent).retry()
+                await until(lambda: the_drain(agent).failures >= 11)
                 away[0] = False
                 report = await agent.sync()
             stop.set()
@@ -338,4 +339,4 @@ def test_drops_of_a_killed_writer_are_shown(spool: Spool) -> None:
         ingest.read()
         ingest.read()
         ingest.bury()
-    assert list(overview(catalog, spool, "")["records"]["dropped"].values()) == [9]
+    assert list(overview(catalog, spool, [])["records"]["dropped"].values()) == [9]

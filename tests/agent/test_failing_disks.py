@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from in_process import serve, sync, total, until
+from in_process import drains_of, serve, sync, the_drain, total, until
 from memory_target import MemoryTarget
 from recorded import begin, fill, killed, whole
 
@@ -38,7 +38,7 @@ def test_while_the_journal_cannot_be_written_nothing_is_sent_and_ingest_goes_on(
 
         append = agent.journal._append
         agent.journal._append = full
-        await until(lambda: agent.drain is not None and "journal" in agent.drain.problem)
+        await until(lambda: drains_of(agent) and "journal" in the_drain(agent).problem)
         second = whole(spool, "second", points=10)
         await until(lambda: agent.catalog.one("SELECT 1 FROM runs WHERE id = ? AND complete", (second,)))
         assert target.requests == []

@@ -166,7 +166,7 @@ def test_one_bad_run_never_stops_the_others(spool: Spool) -> None:
     assert [d["kind"] for d in show_run(catalog, spool, bad, "")["damage"]] == ["corrupt"]
     assert set(ingest.problems) == {newer}
     assert "upgrade simspool" in ingest.problems[newer]
-    assert overview(catalog, spool, "")["damage"] == 1
+    assert overview(catalog, spool, [])["damage"] == 1
 
 
 def test_a_run_that_is_opened_again_is_followed_again(spool: Spool) -> None:

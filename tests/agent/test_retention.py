@@ -16,6 +16,7 @@ from simspool.agent.catalog.store import catalog_path
 from simspool.agent.journal import Journal
 from simspool.agent.retention import Retention
 from simspool.agent.status import overview
+from simspool.agent.truth.known import KnownTarget
 from simspool.spool import Kind, Spool, Writer, ids, layout
 
 
@@ -62,7 +63,7 @@ def test_nothing_goes_without_receipts_for_all_records_and_files(spool: Spool, f
         assert o.retention.eligible("memory") == [run]  # not the live one
         o.catalog.connection.execute("DELETE FROM uploads WHERE digest = ?", (digest,))
         assert o.retention.eligible("memory") == []
-        assert o.retention.prune("memory", run) is None
+        assert o.retention.prune(run, "memory") is None
     assert os.path.isdir(spool.run(run).path)
     assert live
 
@@ -85,15 +86,15 @@ def test_a_pruned_run_is_gone_counted_and_wanted_by_no_sync(spool: Spool, file: 
     if not os.path.exists(pool):
         os.link(os.path.join(spool.run(run).blobs, digest), pool)
     with Opened(spool, 0.0) as o:
-        freed = o.retention.prune("memory", run)
+        freed = o.retention.prune(run, "memory")
         assert freed is not None
         assert freed > 5000
         assert not os.path.exists(spool.run(run).path)
         assert not os.path.exists(pool)
-        assert o.retention.prune("memory", run) is None
-        found = overview(o.catalog, spool, "memory")["records"]
+        assert o.retention.prune(run, "memory") is None
+        found = overview(o.catalog, spool, [KnownTarget("server", "", "memory://", True, "memory")])["records"]
         assert (found["recorded"], found["acknowledged"], found["waiting"]) == (13, 13, 0)
-        other = overview(o.catalog, spool, "another")["records"]
+        other = overview(o.catalog, spool, [KnownTarget("server", "", "another://", True, "another")])["records"]
         assert (other["waiting"], other["pruned"]) == (0, 13)
     assert sync(spool, target).state == "done"
     fresh = MemoryTarget()  # a server that comes later gets what is still there: the pruned past is a gap
@@ -111,7 +112,7 @@ def test_a_blob_of_the_pool_stays_while_another_run_links_it(spool: Spool, file:
     sync(spool, MemoryTarget())
     assert os.stat(spool.pool_path(digest)).st_nlink == 3
     with Opened(spool, 0.0) as o:
-        assert o.retention.prune("memory", run) is not None
+        assert o.retention.prune(run, "memory") is not None
         assert o.retention.sweep() == 0
     assert Path(spool.pool_path(digest)).read_bytes() == file.read_bytes()
     assert (Path(spool.run(second).blobs) / digest).read_bytes() == file.read_bytes()
@@ -124,7 +125,7 @@ def test_a_run_that_was_opened_again_is_kept_whole(spool: Spool) -> None:
     again = Writer(spool.run(run).writers, ids.from_text(run))
     again.record(Kind.ATTACH, {"reason": "reconnect"})
     with Opened(spool, 0.0) as o:
-        assert o.retention.prune("memory", run) is None
+        assert o.retention.prune(run, "memory") is None
     assert set(before) < set(layout.walk_files(spool.run(run).path))
     again.close({"status": "completed"})
 
@@ -149,7 +150,7 @@ def test_a_prune_that_was_killed_after_its_record_is_finished(spool: Spool, file
     with Opened(spool, 0.0) as o, monkeypatch.context() as patch:
         patch.setattr(Retention, "_delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            o.retention.prune("memory", run)
+            o.retention.prune(run, "memory")
     going = Path(spool.runs) / f".pruned-{run}"
     assert going.is_dir()
     next(p for p in going.rglob("*") if p.is_file()).unlink()  # and a part was gone already
@@ -164,7 +165,7 @@ def test_a_prune_that_was_killed_before_its_record_is_taken_back(spool: Spool, m
     with Opened(spool, 0.0) as o, monkeypatch.context() as patch:
         patch.setattr(Journal, "prune", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            o.retention.prune("memory", run)
+            o.retention.prune(run, "memory")
     assert not os.path.exists(spool.run(run).path)
     target = MemoryTarget()
     assert sync(spool, target).state == "done"
@@ -177,7 +178,7 @@ def test_a_prune_that_cannot_be_journaled_deletes_nothing(spool: Spool, monkeypa
     with Opened(spool, 0.0) as o, monkeypatch.context() as patch:
         patch.setattr(Journal, "prune", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space"):
-            o.retention.prune("memory", run)
+            o.retention.prune(run, "memory")
     assert os.path.isdir(spool.run(run).path)
 
 

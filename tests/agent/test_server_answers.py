@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from simspool.agent.targets.embedded import EmbeddedTarget, _retry_after
-from simspool.agent.targets.port import Poison, Range, Refused, TooLarge, Unreachable, Verdict
+from simspool.agent.targets.embedded import EmbeddedTarget
+from simspool.agent.targets.http import retry_after
+from simspool.agent.targets.port import File, Poison, Range, Refused, TooLarge, Unreachable, Verdict
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 RANGE = Range("r", "w", 1, 10, b"x" * 50, 77, 1, 2000)
@@ -50,6 +51,10 @@ def against(script: Script, call: Callable[[EmbeddedTarget], Awaitable[Any]], ti
             server.close()
 
     return asyncio.run(once())
+
+
+def a_file(digest: str) -> File:
+    return File(digest, digest, 3, "r", "w", 1, "name", "output", "text/plain")
 
 
 def send(target: EmbeddedTarget) -> Awaitable[list[Verdict]]:
@@ -95,7 +100,7 @@ def test_statuses_have_their_meaning() -> None:
     with pytest.raises(Unreachable):
         against(answering("413 Large", detail), lambda target: target.heartbeat({"r": 1.0}))
     with pytest.raises(Unreachable):
-        against(answering("413 Large", detail), lambda target: target.missing(["a", "b"]))
+        against(answering("413 Large", detail), lambda target: target.missing([a_file("a"), a_file("b")]))
 
 
 def test_a_redirect_is_not_followed_and_the_token_stays_here() -> None:
@@ -112,14 +117,14 @@ def test_a_redirect_is_not_followed_and_the_token_stays_here() -> None:
 
 
 def test_retry_after_as_a_number_a_date_garbage_and_huge() -> None:
-    assert _retry_after("7") == 7.0
-    assert _retry_after("0.5") == 0.5
-    assert 50 < _retry_after(formatdate(time.time() + 60, usegmt=True)) <= 61
-    assert _retry_after(formatdate(time.time() - 60, usegmt=True)) == 0.0
+    assert retry_after("7") == 7.0
+    assert retry_after("0.5") == 0.5
+    assert 50 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 61
+    assert retry_after(formatdate(time.time() - 60, usegmt=True)) == 0.0
     for garbage in (None, "", "soon", "nan", "-5", "\x00", "Mon, 99 Foo 2020"):
-        assert _retry_after(garbage) == 0.0
+        assert retry_after(garbage) == 0.0
     for huge in ("1e300", "inf", "999999999999", formatdate(4e9, usegmt=True)):
-        assert _retry_after(huge) == 3600.0
+        assert retry_after(huge) == 3600.0
     with pytest.raises(Unreachable) as caught:
         against(answering("503 Busy", b"", "Retry-After: 42\r\n"), send)
     assert caught.value.after == 42.0
@@ -161,7 +166,7 @@ def test_a_server_that_takes_nothing_of_a_large_file_is_given_up(tmp_path: Path)
 
     began = time.monotonic()
     with pytest.raises(Unreachable):
-        against(frozen, lambda target: target.put("0" * 64, str(path)), timeout=0.5)
+        against(frozen, lambda target: target.put(a_file("0" * 64), str(path)), timeout=0.5)
     assert time.monotonic() - began < 10
 
 
@@ -177,4 +182,4 @@ def test_a_slow_upload_that_moves_on_is_not_given_up(tmp_path: Path) -> None:
         writer.write(b"HTTP/1.1 201 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
         await writer.drain()
 
-    assert against(slow, lambda target: target.put("0" * 64, str(path)), timeout=3.0) is None
+    assert against(slow, lambda target: target.put(a_file("0" * 64), str(path)), timeout=3.0) is None

@@ -203,9 +203,9 @@ def test_retention_leaves_a_run_with_lines_that_nobody_copied(spool: Spool) -> N
         folder = inbox_of(spool, run)
         append(folder, {"event": "x"})
         assert retention.eligible("server") == [run]
-        assert retention.prune("server", run) is None
+        assert retention.prune(run, "server") is None
         (folder / "a.jsonl").unlink()
-        assert retention.prune("server", run) is not None
+        assert retention.prune(run, "server") is not None
         assert not os.path.exists(RunFolder(spool.run(run).path, run).path)
         ingest.close()
         journal.close()

@@ -160,7 +160,7 @@ def test_a_request_that_never_ends_is_seen(tmp_path: Path, monkeypatch: pytest.M
         run.log_metrics({"x": 1.0})
 
     async def story(agent: Agent) -> None:
-        await until(lambda: any(name.startswith("drain: records") for name in agent.progress.stuck(2)))
+        await until(lambda: any(name.startswith("drain to server: records") for name in agent.progress.stuck(2)))
         assert len(agent.progress.stuck(2)) == 1  # the other sender, the files and the ingest are well
 
     in_process.serve(open_spool(tmp_path / "spool"), Hanging(), story)

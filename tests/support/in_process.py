@@ -10,6 +10,7 @@ from memory_target import MemoryTarget
 
 from simspool.agent.app import Agent, AgentConfig
 from simspool.agent.drain.backoff import Backoff
+from simspool.agent.drain.loop import Drain
 from simspool.agent.sync import SyncReport
 from simspool.spool import Spool
 
@@ -67,4 +68,15 @@ async def until(condition: Callable[[], object]) -> None:
 
 def total(target: MemoryTarget) -> int:
     """Return how many records a target has."""
-    return sum(mark for mark, _ in target.marks.values())
+    return sum(mark for mark, _ in target.marks_of.values())
+
+
+def drains_of(agent: Agent) -> list[Drain]:
+    """Return an agent's drains."""
+    return [lane.drain for lane in agent.drains.lanes.values()] if agent.drains is not None else []
+
+
+def the_drain(agent: Agent) -> Drain:
+    """Return an agent's only drain."""
+    [drain] = drains_of(agent)
+    return drain
