@@ -41,6 +41,7 @@ class Followed:
     role: str | None = None
     header: SegmentHeader | None = None
     quiet: int = 0  # reads in a row that brought nothing
+    trusted: bool = True  # what was taken was seen by this process, or found again on the disk
     declared: bool = False  # of a dead writer without a close record: the spool says so
     drops: str | None = None
     new_header: bytes | None = None

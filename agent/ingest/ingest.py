@@ -24,6 +24,7 @@ from simspool.spool.segment_header import SegmentHeader
 from .durable import Hardener
 from .follow import Followed, save_all
 from .summary import Summary
+from .taken import is_as_taken
 
 PASS_BYTES = 8 << 20
 MAX_OPEN = 400
@@ -177,7 +178,7 @@ class Ingest:
     ) -> None:  # fmt: skip
         tail = Tail(os.path.join(self.spool.runs, run, "w", writer), run, segment=segment, offset=offset, sequence=sequence)
         known = SegmentHeader.unpack(header) if header else None
-        self._followed[writer] = Followed(writer, run, tail, chain, bool(closed), role, known)
+        self._followed[writer] = Followed(writer, run, tail, chain, bool(closed), role, known, trusted=sequence == 1)
 
     # ------------------------------------------------------------------ finding
 
@@ -238,7 +239,13 @@ class Ingest:
         self._tell(new + late)
         return len(new) + len(late)
 
-    def _forget(self, db: sqlite3.Connection, run: str) -> None:
+    def _begin_again(self, followed: Followed) -> None:
+        """The disk lost what was taken in (a power cut, most likely): take the run in anew, as it is there now. Receipts stay."""
+        with self._pass() as db:
+            self._forget(db, followed.run, "has lost records that were not synced yet, to a power cut perhaps: it is taken in anew")
+        self._summary.forget()
+
+    def _forget(self, db: sqlite3.Connection, run: str, why: str = "was deleted from the spool: what was not sent is lost") -> None:
         """Somebody deleted a run's folder: what is not there is not in the catalog. Receipts stay."""
         where = "writer IN (SELECT id FROM writers WHERE run = ?)"
         if db.execute("SELECT 1 FROM pruned WHERE run = ?", (run,)).fetchone():
@@ -254,7 +261,7 @@ class Ingest:
             self._let_go(followed)
         self._stillborn = {w: r for w, r in self._stillborn.items() if r != run}
         self._seen.pop(run, None)
-        self._report(f"run {run} with {records} records was deleted from the spool: what was not sent is lost")
+        self._report(f"run {run} with {records} records {why}")
 
     # ------------------------------------------------------------------ reading
 
@@ -389,6 +396,8 @@ class Ingest:
         ended = 0
         self._looks += 1
         for followed in list(self._followed.values()) if writers is None else [f for w in writers if (f := self._followed.get(w))]:
+            if self._followed.get(followed.writer) is not followed:
+                continue
             if (followed.quiet == 0 and writers is None) or followed.run in self.newer or followed.writer in self._poison:
                 continue
             header = followed.header
@@ -398,10 +407,15 @@ class Ingest:
                 ended += self._bury(followed)
             elif self._looks % _DROPS_EVERY == 0:
                 self._count_drops(followed)
-        self.survivors.release({f.run for f in self._followed.values() if f.role not in AGENTS})
+        # a folder that has no segment yet may be all that a killed process left
+        self.survivors.release({f.run for f in self._followed.values() if f.header is not None and f.role not in AGENTS})
         return ended
 
     def _bury(self, followed: Followed) -> bool:
+        if not followed.trusted and not is_as_taken(self.catalog, followed):
+            self._begin_again(followed)
+            return True  # there is something to look at
+        followed.trusted = True
         writer, progress = followed.writer, Progress()
         while not followed.tail.complete:
             at = (followed.tail.segment, followed.tail.offset)
