@@ -21,6 +21,7 @@ from pathlib import Path
 
 import abort_latency
 import caller
+import large_files
 import pipeline
 import programs
 import rules
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Figure]]] = {
     "idle": pipeline.idle,
     "many_runs": pipeline.many_runs,
     "thousand_runs": pipeline.thousand_runs,
+    "large_files": large_files.large_files,
     "sampling": sampling.sampling,
     "programs": programs.programs,
     "abort_latency": abort_latency.abort_latency,

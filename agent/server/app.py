@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from . import drain_routes, identity, object_routes, run_routes, series_routes, 
 from .blobstore import BlobStore
 from .context import SERVER, WHO, Server, answer, store, who
 from .errors import Forbidden, Refused
+from .parts import Uploads
 from .sqlite_store import SqliteStore
 from .times import now_us
 
 DIALECT_VERSION = "1.2.16"
 MAX_BLOB = 1 << 40
 _VERSIONS = frozenset({"/api/version", "/api/nosim/version"})
-_HOUSEKEEPING = 1.0
+_HOUSEKEEPING, _SWEEP = 1.0, 3600.0  # seconds
 log = logging.getLogger(__name__)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -91,11 +93,15 @@ async def callers(request: web.Request, handler: _Handler) -> web.StreamResponse
 
 
 async def _housekeeping(app: web.Application) -> AsyncIterator[None]:
-    kept = app[SERVER].store
+    kept, uploads = app[SERVER].store, app[SERVER].uploads
 
     async def work() -> None:
+        swept = -_SWEEP
         while True:
             try:
+                if time.monotonic() - swept > _SWEEP:
+                    swept = time.monotonic()
+                    await uploads.sweep()
                 await kept.sweep_lost(now_us())
                 while await kept.fold_points():
                     pass
@@ -108,6 +114,7 @@ async def _housekeeping(app: web.Application) -> AsyncIterator[None]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    await uploads.close()
     await asyncio.to_thread(kept.close)
 
 
@@ -119,8 +126,9 @@ def create_app(data_dir: Path, *, public_url: str | None = None, blob_limit: int
     Raises PermissionError for a folder that is not safe to use, and what opening the database raises.
     """
     identity.prepare_folder(data_dir)
+    blobs = BlobStore(data_dir / "blobs")
     kept = Server(
-        SqliteStore(data_dir / "server.db"), BlobStore(data_dir / "blobs"), identity.secret_of(data_dir), blob_limit, public_url
+        SqliteStore(data_dir / "server.db"), blobs, Uploads(data_dir / "blobs", blobs), identity.secret_of(data_dir), blob_limit, public_url
     )
     app = web.Application(middlewares=[refusals, callers])
     app[SERVER] = kept

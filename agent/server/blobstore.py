@@ -85,6 +85,29 @@ class BlobStore:
             os.close(fd)
         return size
 
-    def remove(self, digest: str) -> None:
-        """Delete a blob that nothing refers to any more."""
-        self.path(digest).unlink(missing_ok=True)
+    def adopt(self, whole: Path, digest: str) -> None:
+        """Give a file of this folder's disk, whose digest was verified, its place. Durable when this returns."""
+        fd = os.open(whole, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _make_durable(whole, fd, self.path(digest))
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def write(path: Path, data: bytes) -> None:
+        """Write a small file beside the blobs: whole or not at all, durable when this returns."""
+        temporary = path.with_name(f".{path.name}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            _make_durable(temporary, fd, path)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def discard(*paths: Path) -> None:
+        """Delete what is left of uploads."""
+        for path in paths:
+            path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from .blobstore import BlobStore
 from .errors import Invalid
 from .identity import Principal
 from .listing import Page, parse_sorting
+from .parts import Uploads
 from .port import Store
 
 MAX_IDS = 10_000
@@ -26,6 +27,7 @@ class Server:
 
     store: Store
     blobs: BlobStore
+    uploads: Uploads
     secret: bytes
     blob_limit: int
     public: str | None = None

@@ -38,7 +38,7 @@ class _Rows:
     changes: list[runs.Change] = field(default_factory=list)
     others: list[tuple[Record, int]] = field(default_factory=list)
     gaps: list[Part] = field(default_factory=list)
-    refused: list[list[Any]] = field(default_factory=list)
+    refused: list[tuple[int, str, int]] = field(default_factory=list)  # sequence, reason, checksum
 
 
 def refuse(writer: object, reason: str, mark: int = 0, chain: int = 0, detail: str = "") -> Verdict:
@@ -82,6 +82,8 @@ def _apply(db: sqlite3.Connection, who: Principal, entry: PreparedRange) -> Verd
     mark, chain = (0, 0) if known is None else (known["mark"], known["chain"])
     if db.execute("SELECT 1 FROM tombstones WHERE run = ?", (run,)).fetchone() is not None:
         return refuse(writer, "forbidden", mark, chain, "the run was deleted on the server")
+    if entry.again:
+        return _again(db, who, entry, mark, chain)
     if entry.first > mark + 1:
         return {"verdict": "retry", "writer": writer, "mark": mark, "chain": chain, "reason": "gap"}
     done: Verdict = {"verdict": "accepted", "writer": writer, "mark": mark, "chain": chain, "refused": []}
@@ -103,7 +105,38 @@ def _apply(db: sqlite3.Connection, who: Principal, entry: PreparedRange) -> Verd
         "INSERT INTO writers VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET mark = excluded.mark, chain = excluded.chain",
         (writer, run, who.user, entry.last, running),
     )
-    return {**done, "mark": entry.last, "chain": running, "refused": rows.refused}
+    db.executemany(
+        "INSERT OR REPLACE INTO refused (writer, seq, run, crc, reason) VALUES (?, ?, ?, ?, ?)",
+        [(writer, seq, run, crc, plain.text(reason)) for seq, reason, crc in rows.refused],
+    )
+    return {**done, "mark": entry.last, "chain": running, "refused": [[seq, reason] for seq, reason, _ in rows.refused]}
+
+
+def _again(db: sqlite3.Connection, who: Principal, entry: PreparedRange, mark: int, chain: int) -> Verdict:
+    """Take records below the mark that were refused before. The list of those is this server's own, so each is taken once."""
+    if entry.last > mark:
+        return {"verdict": "retry", "writer": entry.writer, "mark": mark, "chain": chain, "reason": "gap"}
+    span = (entry.writer, entry.first, entry.last)
+    known = dict(db.execute("SELECT seq, crc FROM refused WHERE writer = ? AND seq BETWEEN ? AND ?", span).fetchall())
+    rows = _Rows()
+    tried = []
+    for part in entry.parts:
+        if part.record is None or part.first not in known:
+            continue
+        if known[part.first] != part.record.crc:
+            return refuse(entry.writer, "conflict", mark, chain)
+        db.execute("DELETE FROM records WHERE run = ? AND writer = ? AND seq = ?", (entry.run, entry.writer, part.first))
+        tried.append(part.first)
+        _gather(rows, entry, part, part.first - 1)
+    _store(db, who, entry, rows)
+    left = {seq: reason for seq, reason, _ in rows.refused}
+    db.executemany(
+        "UPDATE refused SET reason = ? WHERE writer = ? AND seq = ?", [(plain.text(why), entry.writer, seq) for seq, why in left.items()]
+    )
+    taken = [seq for seq in tried if seq not in left]
+    db.executemany("DELETE FROM refused WHERE writer = ? AND seq = ?", [(entry.writer, seq) for seq in taken])
+    out: Verdict = {"verdict": "accepted", "writer": entry.writer, "mark": mark, "chain": chain, "taken": taken}
+    return out | {"refused": [[seq, reason] for seq, reason in left.items()]}
 
 
 def _gather(rows: _Rows, entry: PreparedRange, part: Part, mark: int) -> None:
@@ -130,7 +163,7 @@ def _gather(rows: _Rows, entry: PreparedRange, part: Part, mark: int) -> None:
                 rows.changes.append((entry.writer, record.seq, record.kind, wall, record.body))
             rows.others.append((record, wall))
     except ValueError as error:
-        rows.refused.append([record.seq, str(error)])
+        rows.refused.append((record.seq, str(error), record.crc))
 
 
 _ALL_KINDS = frozenset(int(k) for k in Kind)
@@ -189,7 +222,7 @@ def _store(db: sqlite3.Connection, who: Principal, entry: PreparedRange, rows: _
         try:
             _mirror(db, who, entry, record, wall)
         except (ValueError, Refused) as error:
-            rows.refused.append([record.seq, str(error)])
+            rows.refused.append((record.seq, str(error), record.crc))
     rows.refused.sort()
     db.executemany(
         "INSERT INTO gaps (run, writer, first, last, reason) VALUES (?, ?, ?, ?, ?)",

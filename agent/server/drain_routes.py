@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from importlib import metadata
 from typing import Any
@@ -11,16 +12,18 @@ from aiohttp import web
 
 from simspool.spool import ids
 
-from . import bodies, checks
+from . import bodies, checks, recount, upload_routes
 from .blobstore import is_digest
 from .context import answer, server, store, who
 from .drain import Verdict, refuse
-from .errors import Invalid
+from .errors import Invalid, NotFound
+from .parts import PARTS_A_REQUEST
 from .ranges import MAX_RANGES, Malformed, PreparedRange, RawRange, prepare, split
 
 PROTOCOL = 1
 BASE = "/api/simspool/v1"
-_MAX_DIGESTS, _MAX_WRITERS, _MAX_STATES = 1000, 100_000, 100_000
+_MAX_DIGESTS, _MAX_WRITERS, _MAX_STATES, _MAX_RUNS = 1000, 100_000, 100_000, 100
+_SIGN_OF_LIFE = 5.0  # seconds
 _PREPARING = web.AppKey("simspool_preparing", asyncio.Semaphore)
 
 
@@ -35,6 +38,7 @@ async def get_server(request: web.Request) -> web.Response:
     """Say who this server is and what it takes."""
     limits = {
         "body": bodies.MAX_BODY, "decoded": bodies.MAX_DECODED, "ranges": MAX_RANGES, "blob": server(request).blob_limit,
+        "parts": PARTS_A_REQUEST,
     }  # fmt: skip
     return answer(
         {"server": await store(request).server_id(), "version": _version(), "protocol": PROTOCOL, "limits": limits}
@@ -72,6 +76,39 @@ async def post_marks(request: web.Request) -> web.Response:
     return answer({"server": await store(request).server_id(), "marks": found})
 
 
+async def post_recount(request: web.Request) -> web.StreamResponse:
+    """Count runs anew. A deep count reads every byte: blanks are sent meanwhile, so that nobody takes the server for dead."""
+    body = await bodies.mapping(request)
+    runs, deep = checks.names(body.get("runs"), "runs"), body.get("deep", False)
+    if len(runs) > _MAX_RUNS or not isinstance(deep, bool):
+        raise Invalid(f"runs: at most {_MAX_RUNS}; deep: true or false")
+
+    async def count() -> dict[str, Any]:
+        found = {}
+        for run in runs:
+            one = await store(request).recount(who(request), run, deep=deep)
+            if one is not None:
+                await recount.check_files(server(request).blobs, one["files"], deep=deep)
+                found[run] = one
+        return {"server": await store(request).server_id(), "runs": found}
+
+    task = asyncio.create_task(count())
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    try:
+        await asyncio.wait([task], timeout=_SIGN_OF_LIFE)
+        if task.done():
+            return answer(task.result())
+        await response.prepare(request)
+        while not task.done():
+            await response.write(b" ")
+            await asyncio.wait([task], timeout=_SIGN_OF_LIFE)
+        await response.write(json.dumps(task.result()).encode())
+        await response.write_eof()
+    finally:
+        task.cancel()
+    return response
+
+
 async def post_missing(request: web.Request) -> web.Response:
     """Return which blobs this user must still send."""
     digests = (await bodies.mapping(request)).get("digests")
@@ -81,16 +118,20 @@ async def post_missing(request: web.Request) -> web.Response:
     return answer({"missing": [d for d in digests if d not in known]})
 
 
-async def put_blob(request: web.Request) -> web.Response:
-    """Take a blob's bytes."""
+async def get_gaps(request: web.Request) -> web.Response:
+    """Return which records of a run no longer exist anywhere, and why."""
+    return answer({"gaps": await store(request).gaps(who(request), request.match_info["run"])})
+
+
+async def get_blob(request: web.Request) -> web.StreamResponse:
+    """Give back a blob's bytes, or a range of them, to whoever may read them."""
     digest = request.match_info["digest"]
-    if not is_digest(digest):
-        raise Invalid("the digest must be a SHA-256 in lower-case hex")
-    context, caller = server(request), who(request)
-    known = await context.store.readable_digests(caller, [digest])
-    size = await context.blobs.receive(bodies.blocks(request, context.blob_limit), digest, context.blob_limit)
-    await context.store.add_blob(caller.user, digest, size)
-    return answer({"digest": digest, "size": size}, 200 if known else 201)
+    if not is_digest(digest) or not await store(request).readable_digests(who(request), [digest]):
+        raise NotFound("there is no blob with this digest that you may read")
+    path = server(request).blobs.path(digest)
+    if not await asyncio.to_thread(path.is_file):
+        raise NotFound("the blob's bytes are gone")
+    return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
 
 
 async def post_state(request: web.Request) -> web.Response:
@@ -119,6 +160,9 @@ def add(app: web.Application) -> None:
     app.router.add_get(f"{BASE}/server", get_server)
     app.router.add_post(f"{BASE}/drain", post_drain)
     app.router.add_post(f"{BASE}/marks", post_marks)
+    app.router.add_post(f"{BASE}/recount", post_recount)
     app.router.add_post(f"{BASE}/blobs/missing", post_missing)
-    app.router.add_put(f"{BASE}/blobs/{{digest}}", put_blob)
+    upload_routes.add(app, BASE)
+    app.router.add_get(f"{BASE}/runs/{{run}}/gaps", get_gaps)
+    app.router.add_get(f"{BASE}/blobs/{{digest}}", get_blob)
     app.router.add_post(f"{BASE}/state", post_state)

@@ -7,7 +7,9 @@ Refused
 ├── NotFound (404)       not there, or not visible to this user: the two look alike
 ├── Conflict (409)       it exists; `id` names it
 ├── TooLarge (413)       over a limit, before or after decompression
-└── Invalid (422)        understood, but not acceptable
+├── Invalid (422)        understood, but not acceptable
+├── TooMany (429)        not so many at a time
+└── NoRoom (507)         the server's disk has no room for it now
 """
 
 from __future__ import annotations
@@ -68,3 +70,15 @@ class Invalid(Refused):
     """Raised when a body or a parameter is understood but not acceptable."""
 
     status = 422
+
+
+class TooMany(Refused):
+    """Raised when a user has too much under way at a time."""
+
+    status = 429
+
+
+class NoRoom(Refused):
+    """Raised when the disk has no room for an upload; it may have some later."""
+
+    status = 507

@@ -31,6 +31,12 @@ class DrainStore(Protocol):
     async def marks(self, who: Principal, writers: Sequence[str]) -> dict[str, list[int]]:
         """Return {writer: [mark, chain]} of the user's writers."""
 
+    async def recount(self, who: Principal, run: str, *, deep: bool) -> Json | None:
+        """Count what is stored of the user's run; None without such a run. `deep` decodes every point."""
+
+    async def gaps(self, who: Principal, run: str) -> list[Json]:
+        """Return {"writer", "first", "last", "reason"} of the records that were declared as gone, in order. Raises NotFound."""
+
     async def exchange_state(self, who: Principal, runs: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         """Take heartbeats (µs); return the runs to abort."""
 

@@ -63,7 +63,10 @@ class Part:
 
 @dataclass(slots=True)
 class PreparedRange:
-    """A verified range, ready to be applied. Its parts cover `first` to `last` without holes."""
+    """A verified range, ready to be applied. Its parts cover `first` to `last` without holes.
+
+    `again`: records that this server refused before, and may take now.
+    """
 
     run: str
     writer: str
@@ -71,6 +74,7 @@ class PreparedRange:
     last: int
     chain: int
     parts: list[Part]
+    again: bool = False
 
 
 def split(body: bytes) -> list[RawRange]:
@@ -163,7 +167,7 @@ def prepare(raw: RawRange) -> PreparedRange:
             expected = part.last + 1
     if skip_gaps(expected) != last + 1 or gap is not None:
         raise Malformed(f"the frames do not reach sequence {last}")
-    return PreparedRange(run, writer, first, last, chain, parts)
+    return PreparedRange(run, writer, first, last, chain, parts, head.get("again") is True)
 
 
 def _parts(item: MetricBatch | Record, header: SegmentHeader) -> Iterator[Part]:

@@ -125,3 +125,10 @@ def statistics(db: sqlite3.Connection, who: Principal) -> dict[str, Any]:
         "SELECT coalesce(sum(s.count), 0) FROM summaries s JOIN runs r ON r.id = s.run WHERE r.owner = ?", (who.user,)
     ).fetchone()[0]
     return {"runs": {**counts, "data": size, "points": points}}
+
+
+def gaps(db: sqlite3.Connection, who: Principal, run: str) -> list[dict[str, Any]]:
+    """Return which records of a run were declared as gone, and why. Raises NotFound."""
+    runs.find(db, who, run)
+    rows = db.execute("SELECT writer, first, last, reason FROM gaps WHERE run = ? ORDER BY writer, first", (run,))
+    return [dict(row) for row in rows]

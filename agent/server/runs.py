@@ -261,7 +261,7 @@ def delete(db: sqlite3.Connection, who: Principal, run: str) -> dict[str, str]:
         "SELECT artifact FROM run_artifacts WHERE run = ? AND artifact NOT IN (SELECT artifact FROM run_artifacts WHERE run <> ?)",
         (run, run),
     ).fetchall()
-    for table in ("events", "records", "gaps", "run_alerts", "run_artifacts", "arrays", "run_grids"):
+    for table in ("events", "records", "refused", "gaps", "run_alerts", "run_artifacts", "arrays", "run_grids"):
         db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
     for (artifact,) in own:
         artifacts.delete(db, who, artifact)

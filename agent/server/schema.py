@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 
 _TABLES: dict[str, tuple[dict[str, type], str | tuple[str, ...]]] = {
     "meta": ({"key": str, "value": str}, "key"),
@@ -28,6 +28,7 @@ _TABLES: dict[str, tuple[dict[str, type], str | tuple[str, ...]]] = {
     "tombstones": ({"run": str, "deleted": int}, "run"),
     "writers": ({"id": str, "run": str, "owner": str, "mark": int, "chain": int}, "id"),
     "records": ({"id": int, "run": str, "writer": str, "seq": int, "kind": int, "wall": int, "body": bytes}, "id"),
+    "refused": ({"writer": str, "seq": int, "run": str, "crc": int, "reason": str}, ("writer", "seq")),
     "gaps": ({"id": int, "run": str, "writer": str, "first": int, "last": int, "reason": str}, "id"),
     "events": (
         {"id": int, "run": str, "writer": str, "seq": int, "wall": int, "at": int, "level": str, "message": str},
@@ -112,7 +113,13 @@ def _second(db: Any) -> None:
         db["runs"].add_column("abort_writers", str)
 
 
-_MIGRATIONS: tuple[Callable[[Any], None], ...] = (_first, _second)
+def _third(db: Any) -> None:
+    if "refused" not in db.table_names():
+        fields, key = _TABLES["refused"]
+        db["refused"].create(fields, pk=key, strict=False)
+
+
+_MIGRATIONS: tuple[Callable[[Any], None], ...] = (_first, _second, _third)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import artifacts, checks, documents, drain, events, grids, metric_views, points, run_views, runs
+from . import artifacts, checks, documents, drain, events, grids, metric_views, points, recount, run_views, runs
 from .artifacts import Link
 from .database import Database
 from .drain import Verdict
@@ -63,6 +63,12 @@ class SqliteStore:
 
     async def marks(self, who: Principal, writers: Sequence[str]) -> dict[str, list[int]]:
         return await self._db.read(drain.marks, who, writers)
+
+    async def recount(self, who: Principal, run: str, *, deep: bool) -> Json | None:
+        return await self._db.read(recount.of_run, who, run, deep=deep)
+
+    async def gaps(self, who: Principal, run: str) -> list[Json]:
+        return await self._db.read(run_views.gaps, who, run)
 
     async def exchange_state(self, who: Principal, beats: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         return await self._db.write(runs.exchange_state, who, beats)

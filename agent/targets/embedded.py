@@ -3,95 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import json
 import os
-import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
-import aiohttp
 import zstandard
 
-from .port import Limits, Poison, Range, Refused, TooLarge, Unreachable, Verdict
+from . import recounted
+from .http import Body, FileBody, HttpCaller, plain_text
+from .pace import Pace
+from .parts import IN_PARTS, LATER, PartsUpload
+from .port import File, Foreign, Limits, Memory, NotNow, Poison, Range, Recount, Refused, TooLarge, Traits, Unreachable, Verdict
+from .settings import TargetSettings
 
 _BASE = "/api/simspool/v1"
 _TYPE = "application/x-simspool-ranges"
-_ANSWER_LIMIT, _BLOCK = 16 << 20, 256 << 10
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FETCH = 8 << 20  # bytes
+_DEEP = 86400.0  # s for a deep recount
+_REQUEST_SECONDS, _SMALLEST = 20.0, 32 << 10  # what a request may take at a capped bandwidth: a server gives up those that take long
+_ADVICE = "set SIMSPOOL_TOKEN or --token-file to the one in the server's folder"
 
 
 class EmbeddedTarget:
     """Speaks the drain protocol over HTTP. Redirects are not followed, proxies of the environment not used: the token stays here."""
 
-    def __init__(self, url: str, token: str, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self, url: str, token: str, *, timeout: float = 60.0, bandwidth: float | None = None, uploads: int | None = None
+    ) -> None:
         url = url.rstrip("/").removesuffix("/api")
-        if not url.startswith(("http://", "https://")):
-            raise Refused(f"the server's URL must begin with http:// or https://, not {url!r}: set SIMSPOOL_URL or --url")
-        self.url = url
-        self._timeout = timeout
-        self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-        self._session: aiohttp.ClientSession | None = None
+        pace = Pace(bandwidth) if bandwidth else None
+        self._http = HttpCaller(url, {"Authorization": f"Bearer {token}"}, timeout=timeout, pace=pace, advice=_ADVICE)
+        self.url = self._http.url
+        self.version = ""  # of the server, once it is known
+        self.traits = Traits(uploaders=uploads) if uploads else Traits()
+        self._slots = asyncio.Semaphore(self.traits.uploaders)  # of all files together
+        self._bandwidth = bandwidth
+        self._parts = 0  # that the server takes in a request
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, connect=15, sock_connect=15, sock_read=self._timeout)
-            self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout, trust_env=False)
-        return self._session
+    @classmethod
+    def of(cls, settings: TargetSettings) -> EmbeddedTarget:
+        """Return the target that settings mean. Raises Refused for an address that cannot be one."""
+        return cls(settings.url, settings.token or "", bandwidth=settings.bandwidth, uploads=settings.uploads)
 
     async def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        ok: tuple[int, ...] = (200,),
-        blocks: AsyncIterator[bytes] | None = None,
-        size: int = 0,
-        **kwargs: Any,
-    ) -> tuple[int, Any]:
-        """One request, with a body from `blocks` (`size` bytes) where it is large.
-
-        Returns the status and the JSON answer; an answer that is not ours counts as unreachable. Each block must leave, and the whole
-        answer must come, within the timeout: a server that hangs, or drips, holds nothing up for ever.
-        """
-        headers = kwargs.pop("headers", {})
+        self, method: str, path: str, *, value: Any = None, body: bytes | Body | None = None, headers: Mapping[str, str] | None = None,
+        ok: tuple[int, ...] = (200,), bulk: bool = False, patience: float | None = None,
+    ) -> tuple[int, Any]:  # fmt: skip
+        """Make one request; return the status and the JSON answer. An answer that is not ours counts as unreachable."""
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                if blocks is not None:
-                    kwargs["data"] = _timed(blocks, limit, self._timeout)
-                    headers = {**headers, "Content-Length": str(size)}
-                async with self._open().request(
-                    method, self.url + _BASE + path, allow_redirects=False, headers=headers, **kwargs
-                ) as answer:
-                    raw = await answer.content.read(_ANSWER_LIMIT + 1)
-                    while len(raw) <= _ANSWER_LIMIT and not answer.content.at_eof():
-                        raw += await answer.content.read(_ANSWER_LIMIT + 1 - len(raw))
-                    status, after = answer.status, _retry_after(answer.headers.get("Retry-After"))
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise Unreachable(f"{self.url} cannot be reached: {_reason(error)}") from None
-        if status in _TRANSIENT:
-            raise Unreachable(f"{self.url} answers {status}{_detail(raw)}", after)
-        if status in {401, 403}:
-            raise Refused(
-                f"{self.url} refuses the token ({status}{_detail(raw)}):"
-                " set SIMSPOOL_TOKEN or --token-file to the one in the server's folder"
-            )
-        if status in {301, 302, 303, 307, 308}:
-            raise Unreachable(f"{self.url} redirects, which is not followed: is it a login page of the network, or is the URL another one?")
-        value = _parse(raw)
-        if status == 413 and method != "GET" and path != "/state":
-            raise TooLarge(f"{self.url} says {status}{_detail(raw)}")
-        if status not in ok and status not in {400, 404, 409, 422}:
-            raise Unreachable(f"{self.url} answers {status}{_detail(raw)}", after)
-        if status == 404:
+            answer = await self._http.call(
+                method, _BASE + path, value=value, body=body, headers=headers, expected=(*ok, 400, 404, 409, 422), bulk=bulk,
+                patience=patience,
+            )  # fmt: skip
+        except TooLarge as error:
+            if method == "GET" or path == "/state":
+                raise Unreachable(str(error)) from None
+            raise
+        value = answer.value
+        if answer.status == 404:
             if isinstance(value, dict) and "detail" in value:
-                raise Refused(f"{self.url} has no simspool drain endpoint: it is not an `agent serve` server")
+                raise Foreign(f"{self.url} has no simspool drain endpoint: it is not an `agent serve` server")
             raise Unreachable(f"{self.url} answers 404: is the URL right?")
         if not isinstance(value, dict):
             raise Unreachable(
                 f"{self.url} answers something else than a simspool server: is it a login page of the network, or is the URL another one?"
             )
-        return status, value
+        return answer.status, value
 
     async def connect(self) -> tuple[str, Limits]:
         """See Target."""
@@ -102,20 +79,28 @@ class EmbeddedTarget:
         if protocol != 1:
             raise Refused(f"{self.url} speaks version {protocol!r} of the drain protocol, this agent version 1: upgrade the older one")
         base = Limits()
+        if self._bandwidth:
+            fitting = max(int(self._bandwidth * _REQUEST_SECONDS), _SMALLEST)
+            base = Limits(min(base.body, fitting), min(base.decoded, fitting))
         numbers = {k: v for k, v in limits.items() if isinstance(v, int) and 0 < v < 1 << 63}
-        return _text(server), Limits(
+        self.version = plain_text(value.get("version", ""))[:40]
+        self._parts = numbers.get("parts", 0)  # 0: a server from before there were parts
+        return plain_text(server), Limits(
             min(base.body, numbers.get("body", base.body)), min(base.decoded, numbers.get("decoded", base.decoded)),
             min(base.ranges, numbers.get("ranges", base.ranges)), numbers.get("blob", base.blob),
         )  # fmt: skip
+
+    def bind(self, memory: Memory) -> None:
+        """See Target. This one needs none: the server's marks say it all."""
 
     async def send(self, ranges: Sequence[Range]) -> list[Verdict]:
         """See Target."""
         compressor = zstandard.ZstdCompressor(level=1)  # one a call: they are not thread-safe
         body = await asyncio.to_thread(compressor.compress, b"".join([r.data for r in ranges]))
         headers = {"Content-Type": _TYPE, "Content-Encoding": "zstd"}
-        status, value = await self._call("POST", "/drain", blocks=_blocks(body), size=len(body), headers=headers)
+        status, value = await self._call("POST", "/drain", body=body, headers=headers)
         if status != 200:
-            raise Poison(f"{self.url} says {status}: {_text(value.get('detail'))[:300]}")
+            raise Poison(f"{self.url} says {status}: {plain_text(value.get('detail'))[:300]}")
         found = value.get("ranges")
         if not isinstance(found, list) or len(found) != len(ranges):
             raise Unreachable(f"{self.url} answers {len(found) if isinstance(found, list) else 'no'} verdicts for {len(ranges)} ranges")
@@ -124,7 +109,7 @@ class EmbeddedTarget:
     def _verdict(self, sent: Range, value: Any) -> Verdict:
         try:
             kind, mark, chain = value["verdict"], value.get("mark", 0), value.get("chain", 0)
-            refused = [(int(seq), _text(reason)[:500]) for seq, reason in value.get("refused", ())]
+            refused = [(int(seq), plain_text(reason)[:500]) for seq, reason in value.get("refused", ())]
             good = (
                 value["writer"] == sent.writer
                 and kind in {"accepted", "retry", "permanent"}
@@ -141,116 +126,94 @@ class EmbeddedTarget:
             raise Unreachable(
                 f"{self.url} answers a verdict that makes no sense for writer {sent.writer}, records {sent.first} to {sent.last}"
             )
-        return Verdict(kind, mark, chain, _text(value.get("reason", ""))[:500], refused)
+        if sent.again and kind == "accepted" and "taken" not in value:
+            return Verdict("permanent", mark, chain, f"{self.url} is too old to take again what it refused: upgrade it")
+        return Verdict(kind, mark, chain, plain_text(value.get("reason", ""))[:500], refused)
 
-    async def missing(self, digests: Sequence[str]) -> list[str]:
+    async def marks(self, writers: Sequence[tuple[str, str]]) -> dict[str, int]:
         """See Target."""
+        _, value = await self._call("POST", "/marks", value={"writers": [writer for _, writer in writers]})
+        found = value.get("marks")
+        if not isinstance(found, dict):
+            raise Unreachable(f"{self.url} does not say what it has of writers")
+        made = {}
+        for _, writer in writers:
+            mark = found.get(writer, [0])
+            if not isinstance(mark, list) or not mark or type(mark[0]) is not int:
+                raise Unreachable(f"{self.url} answers a mark that makes no sense for writer {writer}")
+            made[writer] = mark[0]
+        return made
+
+    async def recount(self, run: str) -> Recount | None:
+        """See Target."""
+        _, value = await self._call("POST", "/recount", value={"runs": [run]})
+        return recounted.parse(self.url, value, run)
+
+    async def recount_deep(self, run: str) -> Recount | None:
+        """Have the server decode every point and hash every file: it may take hours."""
+        _, value = await self._call("POST", "/recount", value={"runs": [run], "deep": True}, patience=_DEEP)
+        return recounted.parse(self.url, value, run)
+
+    async def fetch(self, digest: str) -> AsyncIterator[bytes]:
+        """Yield the bytes of a file that the server has, in blocks. Whoever takes them verifies them. Raises Refused where it has not."""
+        at = 0
+        while True:
+            wanted = {"Range": f"bytes={at}-{at + _FETCH - 1}"}
+            answer = await self._http.call("GET", f"{_BASE}/blobs/{digest}", headers=wanted, expected=(200, 206, 404, 416))
+            if answer.status == 404:
+                raise Refused(f"{self.url} does not have the file with the digest {digest[:12]}")
+            if answer.status != 416:  # that is one behind the end
+                yield answer.body
+            at += len(answer.body)
+            if answer.status != 206 or len(answer.body) < _FETCH:
+                return
+
+    async def missing(self, files: Sequence[File]) -> list[str]:
+        """See Target."""
+        digests = [f.digest for f in files]
         try:
-            _, value = await self._call("POST", "/blobs/missing", json={"digests": list(digests)})
+            _, value = await self._call("POST", "/blobs/missing", value={"digests": digests})
         except TooLarge as error:
-            if len(digests) == 1:
+            if len(files) == 1:
                 raise Unreachable(str(error)) from None
-            middle = len(digests) // 2
-            return await self.missing(digests[:middle]) + await self.missing(digests[middle:])
+            middle = len(files) // 2
+            return await self.missing(files[:middle]) + await self.missing(files[middle:])
         found = value.get("missing")
         if not isinstance(found, list):
             raise Unreachable(f"{self.url} does not say which blobs are missing")
         asked = set(digests)
         return [d for d in found if isinstance(d, str) and d in asked]
 
-    async def put(self, digest: str, path: str) -> str | None:
+    async def put(self, file: File, path: str) -> str | None:
         """See Target."""
-        with open(path, "rb") as file:  # noqa: ASYNC230 - blocks are read in a thread
-            size = os.fstat(file.fileno()).st_size
+        with open(path, "rb") as source:  # noqa: ASYNC230 - blocks are read in a thread
+            size = os.fstat(source.fileno()).st_size
+            if self._parts and size >= IN_PARTS:
+                connections = max(1, self.traits.uploaders - 1)  # one large file leaves a way to the others
+                return await PartsUpload(self._call, self.url, file.digest, source, self._parts, self._slots, connections).send()
+            body = FileBody(source, size)
             headers = {"Content-Type": "application/octet-stream"}
-            broken: list[str] = []
-            blocks = _file_blocks(file, size, broken)
             try:
-                status, value = await self._call("PUT", f"/blobs/{digest}", ok=(200, 201), blocks=blocks, size=size, headers=headers)
+                async with self._slots:
+                    status, value = await self._call(
+                        "PUT", f"/blobs/{file.digest}", ok=(200, 201, 507), body=body, headers=headers, bulk=True
+                    )
             except TooLarge:
-                return f"the server's limit is below its {size} bytes"
+                return f"the server's limit is below its {body.size} bytes"
             except Unreachable:
-                if broken:  # not the server's fault: the others go on
-                    return broken[0]
+                if body.broken:  # not the server's fault: the others go on
+                    return body.broken
                 raise
-        return None if status in {200, 201} else f"the server says {status}: {_text(value.get('detail'))[:300]}"
+        if status == 507:
+            raise NotNow(f"{self.url} has no room for its {size} bytes now", LATER)
+        return None if status in {200, 201} else f"the server says {status}: {plain_text(value.get('detail'))[:300]}"
 
     async def heartbeat(self, runs: dict[str, float]) -> dict[str, dict[str, Any]]:
         """See Target."""
-        _, value = await self._call("POST", "/state", json={"runs": {run: {"heartbeat": at} for run, at in runs.items()}})
+        _, value = await self._call("POST", "/state", value={"runs": {run: {"heartbeat": at} for run, at in runs.items()}})
         flags = value.get("abort")
         return {run: flag for run, flag in flags.items() if run in runs and isinstance(flag, dict)} if isinstance(flags, dict) else {}
 
     async def close(self) -> None:
         """See Target."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-
-async def _blocks(data: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(data), _BLOCK):
-        yield data[at : at + _BLOCK]
-
-
-async def _file_blocks(file: BinaryIO, size: int, broken: list[str]) -> AsyncIterator[bytes]:
-    """Give out a file's bytes. aiohttp hides why a body ended early, so that is said in `broken`."""
-    left = size
-    while left > 0:
-        try:
-            block = await asyncio.to_thread(file.read, min(_BLOCK, left))
-        except OSError as error:
-            broken.append(f"it cannot be read: {error.strerror}")
-            raise
-        if not block:
-            broken.append("it became shorter while it was sent")
-            raise EOFError
-        left -= len(block)
-        yield block
-
-
-async def _timed(blocks: AsyncIterator[bytes], limit: asyncio.Timeout, seconds: float) -> AsyncIterator[bytes]:
-    """Give out blocks; each one that is asked for says that the one before has left."""
-    async for block in blocks:
-        if limit.expired():
-            return
-        limit.reschedule(asyncio.get_running_loop().time() + seconds)
-        yield block
-
-
-def _text(value: Any) -> str:
-    """Return text of a server's that any database takes."""
-    return str(value).encode(errors="replace").decode()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
-    return str(error) or type(error).__name__
-
-
-def _retry_after(text: str | None) -> float:
-    """Return the seconds of a Retry-After header (number or date); 0 when there is none, or it is garbage. At most an hour."""
-    if not text:
-        return 0.0
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
-    return min(max(seconds, 0.0), 3600.0) if seconds == seconds else 0.0
-
-
-def _parse(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _detail(raw: bytes) -> str:
-    value = _parse(raw[:10000])
-    detail = value.get("detail") if isinstance(value, dict) else None
-    return f": {str(detail)[:300]}" if detail else ""
+        await self._http.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import threading
 from collections.abc import Callable
@@ -74,9 +75,10 @@ class FaultyProxy:
         if request.method in {"POST", "PUT"} and not request.path.endswith(("/missing", "/state", "/marks")):
             self.body_bytes += len(body)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in {"host", "content-length", "transfer-encoding"}}
+        data = io.BytesIO(body) if len(body) > 1 << 20 else body  # aiohttp warns of large bytes
         try:
             async with self._client.request(
-                request.method, self.upstream + request.path_qs, data=body, headers=headers, allow_redirects=False
+                request.method, self.upstream + request.path_qs, data=data, headers=headers, allow_redirects=False
             ) as answer:
                 raw = await answer.read()
                 status, kept = answer.status, {"Content-Type": answer.headers.get("Content-Type", "application/json")}
