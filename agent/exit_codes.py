@@ -42,6 +42,8 @@ class ExitCode(IntEnum):
     """No run, or more than one, matches what was asked for."""
     SPOOL_UNUSABLE = 10
     """There is no spool, it is not yours, the disk refuses it, or another agent holds it."""
+    DIFFERENT = 11
+    """`agent verify` found that a target has something else than it acknowledged."""
     INTERRUPTED = 130
     """Ctrl-C."""
 

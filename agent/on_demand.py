@@ -24,7 +24,8 @@ from simspool.sdk.agent_start import FIRST_PAUSE, LONGEST_PAUSE, StartNote, serv
 from simspool.spool import SpoolError, atomic
 from simspool.spool.process import start_ticks
 
-from .status import last_server, overview
+from .status import count_waiting
+from .truth.known import known_targets
 
 if TYPE_CHECKING:
     from simspool.spool import Spool
@@ -135,10 +136,11 @@ class IdleEnd:
     def _count_waiting(self) -> int:
         agent = self._agent
         notices = agent.notifier.waiting() if agent.notifier is not None else 0
-        if agent.drain is None:
-            return notices
-        found = overview(agent.catalog, agent.spool, agent.drain.server or last_server(agent.catalog, agent.config.url))
-        return int(found["records"]["waiting"] + found["files"]["waiting"]) + notices
+        waiting = 0
+        for lane in agent.drains.counting if agent.drains is not None else ():
+            [server] = [t.server for t in known_targets(agent.catalog, [lane.settings])]
+            waiting = max(waiting, count_waiting(agent.catalog, lane.drain.server or server))
+        return waiting + notices
 
     async def _news(self) -> bool:
         """Whether a look at everything finds something new."""

@@ -14,12 +14,12 @@ from typing import Any
 
 from simspool.agent.inbox import quarantine
 from simspool.agent.inbox.positions import Position
-from simspool.spool import DamagedBlob, Kind, NewerFormat, RunFolder, Spool, Tail, blobs, ids, layout, process, reader
+from simspool.spool import DamagedBlob, Kind, NewerFormat, RunFolder, Spool, Tail, blobs, ids, layout, process, reader, shed
 from simspool.spool.frames import Record
 from simspool.spool.reader import read_drop_counts
 
 DAMAGE = frozenset({"corrupt", "torn", "loss", "header", "drops", "missing", "lost", "blob-damaged", "blob-missing", "unreadable"})
-_IN_SEGMENT = frozenset({"corrupt", "torn", "loss", "header", "drops", "missing", "lost"})
+_IN_SEGMENT = frozenset({"corrupt", "torn", "loss", "header", "drops", "missing", "lost", "shed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Finding:
 
     `kind` is a `Damage` kind (corrupt, torn, loss, header, drops, missing), lost (sequences that no damage names), blob-damaged,
     blob-missing or unreadable (all of them damage), newer (a newer format, left alone), dropped (records that were refused when
-    they were made, by reason: counted, no damage) or not-understood (lines of an inbox: kept and counted, no damage).
+    they were made, by reason: counted, no damage), shed (deleted on purpose before a server had it: declared, no damage)
+    or not-understood (lines of an inbox: kept and counted, no damage).
     `start` and `end` bound the bytes in `path`, `first` and `last` the sequences that are lost, 0 where there are none or nobody can know.
     """
 
@@ -185,7 +186,8 @@ def _writer(spool: Spool, run: RunFolder, folder: str, dead: bool, totals: Total
             for first, last, reason in chunk.gaps:
                 if (first, last) not in named:
                     path = _segment_path(folder, chunk.segment)
-                    yield Finding("lost", path, run.id, writer, chunk.start, chunk.end, first, last, reason)
+                    kind = "shed" if reason == "shed" else "lost"
+                    yield Finding(kind, path, run.id, writer, chunk.start, chunk.end, first, last, reason)
             for item in chunk.items:
                 totals.records += item.last - item.first + 1
                 if isinstance(item, Record) and item.kind == Kind.ARTIFACT and item.body is not None:
@@ -210,8 +212,9 @@ def _named_blob(spool: Spool, run: RunFolder, record: Record, writer: str) -> It
     assert record.body is not None
     digest = record.body.get("digest")
     if isinstance(digest, str) and len(digest) == 64 and digest.isalnum() and blobs.path_of(spool, run, digest) is None:
-        detail = f"the bytes of {record.body.get('name')!r} are gone"
-        yield Finding("blob-missing", os.path.join(run.blobs, digest), run.id, writer, first=record.seq, last=record.seq, detail=detail)
+        kind, what = ("shed", "were shed") if digest in shed.files(run.path) else ("blob-missing", "are gone")
+        detail = f"the bytes of {record.body.get('name')!r} {what}"
+        yield Finding(kind, os.path.join(run.blobs, digest), run.id, writer, first=record.seq, last=record.seq, detail=detail)
 
 
 def _blob_folder(folder: str, run: str, seen: _Seen, totals: Totals) -> Iterator[Finding]:

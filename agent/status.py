@@ -4,60 +4,108 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from simspool.agent.catalog import Catalog
-from simspool.agent.catalog.store import pruned
+from simspool.agent.catalog.store import FILE_KEY, pruned
 from simspool.agent.inbox import quarantine
+from simspool.agent.truth.books import ALL, Account, books, remarks
+from simspool.agent.truth.known import KnownTarget, counting
+from simspool.agent.truth.restored import restored
 from simspool.spool import RunNotFound, Spool, records, runstate
 
+_MOST_SPANS = 1000
 
-def overview(catalog: Catalog, spool: Spool, server: str) -> dict[str, Any]:
-    """Return the spool's totals against one server (its id; empty when none was ever reached)."""
-    one = catalog.one
+
+def overview(catalog: Catalog, spool: Spool, targets: Sequence[KnownTarget]) -> dict[str, Any]:
+    """Return the spool's totals: of all targets that count together (the required ones), and of each by itself.
+
+    What is `waiting` there waits for at least one of them. `balanced` says that every record and file of every run is accounted for.
+    """
     runs = dict(catalog.rows("SELECT status, count(*) FROM runs GROUP BY status"))
-    # a server may have more than the catalog has seen: a spool that was restored from a copy
-    recorded, acknowledged, blocked, gone = one(
-        "SELECT coalesce(sum(recorded), 0), coalesce(sum(mark), 0), coalesce(sum(CASE WHEN blocked THEN recorded - mark END), 0),"  # noqa: S608
-        " coalesce(sum(CASE WHEN pruned AND NOT blocked THEN recorded - mark END), 0) FROM (SELECT w.sequence - 1 AS recorded,"
-        " min(coalesce(c.mark, 0), w.sequence - 1) AS mark, c.blocked IS NOT NULL AS blocked,"
-        f" {pruned('w.run', 'w.id')} AS pruned FROM writers w LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?)",
-        (server,),
-    ) or (0, 0, 0, 0)  # fmt: skip
-    waiting = recorded - acknowledged - blocked - gone
-    refused = (one("SELECT count(*) FROM refused r JOIN writers w ON w.id = r.writer WHERE r.server = ?", (server,)) or (0,))[0]
-    files, stored, files_refused = one(
-        "SELECT count(*), coalesce(sum(u.state = 'stored'), 0), coalesce(sum(u.state = 'refused'), 0)"
-        " FROM (SELECT DISTINCT digest FROM artifacts) a LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ?",
-        (server,),
-    ) or (0, 0, 0)  # fmt: skip
+    made = books(catalog, targets)
     drops: dict[str, int] = {}
-    for (text,) in catalog.rows("SELECT drops FROM writers WHERE drops IS NOT NULL AND drops != '{}'"):
-        for reason, n in json.loads(text).items():
+    for by_reason in made.drops.values():
+        for reason, n in by_reason.items():
             drops[reason] = drops.get(reason, 0) + n
-    damage = (one("SELECT count(*) FROM damage") or (0,))[0]
+    together = made.all_records(ALL)
+    imbalances = made.imbalances()
     return {
         "spool": spool.path,
-        "server": server,
+        "server": next((t.server for t in counting(targets)), ""),
         "runs": {"total": sum(runs.values()), **runs},
-        "records": {
-            "recorded": recorded, "acknowledged": acknowledged - refused, "waiting": waiting, "refused": blocked + refused,
-            "pruned": gone, "dropped": drops,
-        },
-        "files": {"recorded": files, "acknowledged": stored, "waiting": files - stored - files_refused, "refused": files_refused},
-        "damage": damage,
+        "records": {**together.as_dict(), "pruned": together.gone, "dropped": drops},
+        "files": made.all_files.get(ALL, Account()).as_dict(),
+        "targets": [
+            _of_target(catalog, t, made.all_records(t.name), made.all_files.get(t.name, Account())) for t in targets
+        ],
+        "lost": [span.as_dict() for span in made.lost[:_MOST_SPANS]],
+        "damage": (catalog.one("SELECT count(*) FROM damage") or (0,))[0],
         "not_understood": len(list(quarantine.found_in(spool))),
+        "balanced": not imbalances,
+        "imbalances": imbalances,
     }  # fmt: skip
 
 
-def list_runs(catalog: Catalog, server: str, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return runs, the newest first, each with what waits to be sent."""
+def run_overview(catalog: Catalog, run: str, targets: Sequence[KnownTarget]) -> dict[str, Any]:
+    """Return one run's books, in the form of `overview`."""
+    made = books(catalog, targets, [run])
+    row = catalog.one("SELECT name, status FROM runs WHERE id = ?", (run,)) or ("", "")
+    records, files = made.records.get(run, {}), made.files.get(run, {})
+    together = records.get(ALL, Account())
+    imbalances = made.imbalances()
+    return {
+        "id": run,
+        "name": row[0],
+        "status": row[1],
+        "records": {**together.as_dict(), "pruned": together.gone, "dropped": made.drops.get(run, {})},
+        "files": files.get(ALL, Account()).as_dict(),
+        "targets": [_of_target(catalog, t, records.get(t.name, Account()), files.get(t.name, Account()), run) for t in targets],
+        "lost": [span.as_dict() for span in made.lost],
+        "damage": (catalog.one("SELECT count(*) FROM damage d JOIN writers w ON w.id = d.writer WHERE w.run = ?", (run,)) or (0,))[0],
+        "balanced": not imbalances,
+        "imbalances": imbalances,
+    }
+
+
+def _of_target(catalog: Catalog, target: KnownTarget, records: Account, files: Account, run: str | None = None) -> dict[str, Any]:
+    found = restored(catalog, target.server)
+    what: dict[str, int] = {}
+    for _, word, _, count in (rows := list(remarks(catalog, target, run))):
+        what[word] = what.get(word, 0) + count
+    return {
+        "name": target.name, "kind": target.kind, "url": target.address, "required": target.required, "server": target.server,
+        "records": records.as_dict(), "files": files.as_dict(), "remarks": what,
+        **({"remarked": [{"what": word, "detail": detail, "count": n} for _, word, detail, n in rows]} if run is not None else {}),
+        "restored": None if found is None else found.as_dict(),
+    }  # fmt: skip
+
+
+def count_waiting(catalog: Catalog, server: str) -> int:
+    """Return how many records and files wait for a server: quickly, without the books."""
+    [records] = catalog.one(
+        "SELECT coalesce(sum(w.sequence - 1 - min(coalesce(c.mark, 0), w.sequence - 1)), 0) FROM writers w"  # noqa: S608
+        f" LEFT JOIN cursors c ON c.writer = w.id AND c.server = ? WHERE c.blocked IS NULL AND NOT {pruned('w.run', 'w.id')}",
+        (server,),
+    ) or (0,)
+    [files] = catalog.one(
+        f"SELECT count(DISTINCT a.digest) FROM artifacts a WHERE NOT {pruned('a.run', 'a.writer')} AND NOT EXISTS"  # noqa: S608
+        f" (SELECT 1 FROM uploads u WHERE u.server = ? AND u.digest IN (a.digest, {FILE_KEY}))"
+        " AND NOT EXISTS (SELECT 1 FROM shed_files s WHERE s.writer = a.writer AND s.digest = a.digest)",
+        (server,),
+    ) or (0,)
+    return int(records) + int(files)
+
+
+def list_runs(catalog: Catalog, targets: Sequence[KnownTarget], *, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return runs, the newest first, each with what is not acknowledged yet by every target that counts."""
     rows = catalog.rows(
         "SELECT r.id, r.name, r.status, r.folder, r.tags, r.created, r.ended, coalesce(sum(w.sequence - 1), 0),"
-        " coalesce(sum(min(c.mark, w.sequence - 1)), 0) FROM runs r LEFT JOIN writers w ON w.run = r.id"
-        " LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?"
-        " GROUP BY r.id ORDER BY r.id DESC LIMIT ?",
-        (server, -1 if limit is None else limit),
+        " coalesce(sum(min(w.sequence - 1, (SELECT min(coalesce(c.mark, 0)) FROM json_each(?) t LEFT JOIN cursors c"
+        "                                   ON c.writer = w.id AND c.server = t.value))), 0)"
+        " FROM runs r LEFT JOIN writers w ON w.run = r.id GROUP BY r.id ORDER BY r.id DESC LIMIT ?",
+        (json.dumps([t.server for t in counting(targets)] or [""]), -1 if limit is None else limit),
     )
     return [
         {
@@ -138,16 +186,6 @@ def show_run(catalog: Catalog, spool: Spool, run: str, server: str) -> dict[str,
         "damage": damage,
         "path": os.path.join(spool.runs, run),
     }
-
-
-def last_server(catalog: Catalog, url: str | None) -> str:
-    """Return the id of the server last seen at a URL, or last seen at all; empty when there was none.
-
-    In a catalog that was built anew, before anything has connected, it is the one of the latest receipt.
-    """
-    row = catalog.one("SELECT server FROM servers ORDER BY url = ? DESC, seen DESC LIMIT 1", ((url or "").rstrip("/"),))
-    row = row or catalog.one("SELECT server FROM cursors ORDER BY at DESC LIMIT 1")
-    return str(row[0]) if row else ""
 
 
 def _seconds(wall_ns: int | None) -> float | None:
