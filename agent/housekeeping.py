@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from .budget.duty import BudgetDuty
+from .budget.guard import LOOK_EVERY
 from .retention import Retention
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class Housekeeping:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._budget = BudgetDuty(agent)
         # the memory store: persistent ones pickle their jobs
         self._scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 3600})
 
@@ -35,6 +38,8 @@ class Housekeeping:
         add(self.check_disk, "interval", seconds=60, id="disk")
         add(self.retain, "interval", seconds=config.retention_every, jitter=int(config.retention_every / 10), id="retention")
         add(self._agent.refresh_site, "interval", seconds=2, id="site")
+        add(self._agent.refresh_targets, "interval", seconds=2, id="targets")
+        add(self._budget.turn, "interval", seconds=LOOK_EVERY, next_run_time=datetime.now(UTC), id="budget")
         add(self.judge, "interval", seconds=600, next_run_time=datetime.now(UTC), id="judge")
         self._scheduler.start()
 
@@ -81,16 +86,16 @@ class Housekeeping:
         """Delete what is acknowledged and over its grace; keep the journal small."""
         agent = self._agent
         retention = Retention(agent.spool, agent.catalog, agent.journal, agent.config.grace)
-        server = agent.drain.server if agent.drain is not None else ""
+        servers = agent.drains.required_servers if agent.drains is not None else None
         try:
             await agent.work(agent.journal.compact_if_large)
             await agent.work(retention.finish)
-            if not server:
+            if servers is None:
                 return  # nobody is there whose receipts count
-            for run in await agent.work(retention.eligible, server):
+            for run in await agent.work(retention.eligible, *servers):
                 if agent.notifier is not None and run in agent.notifier.runs():
                     continue  # it would go, and with it what people are to be told of it
-                freed = await agent.work(retention.prune, server, run)
+                freed = await agent.work(retention.prune, run, *servers)
                 if freed is not None:
                     agent.report(f"run {run} is acknowledged and over its grace: {freed} bytes freed")
             await agent.work(retention.sweep)

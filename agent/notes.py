@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simspool.spool import Durability, InvalidRecord, Kind, Origin, Spool, Writer, ids
+from simspool.spool.writer import Gate
 
 
 class RunNotes:
@@ -20,6 +21,7 @@ class RunNotes:
         self._spool = spool
         self._lock = threading.Lock()
         self._writers: dict[str, Writer] = {}
+        self.gate: Gate | None = None  # of resource samples
         self.last_error = ""
 
     def record(self, run: str, kind: Kind, body: dict[str, Any]) -> bool:
@@ -33,8 +35,10 @@ class RunNotes:
         return kept
 
     def sample(self, run: str, values: Mapping[str, float | int], step: int) -> bool:
-        """Record a resource sample in a run."""
+        """Record a resource sample in a run; True also where the gate refuses it, which is counted."""
         writer = self._writer(run)
+        if writer is not None and self.gate is not None and self.gate.refuses(writer, values, step, None, None, Kind.RESOURCES):
+            return True
         return writer is not None and writer.metrics(values, step, kind=Kind.RESOURCES)
 
     def position(self, run: str) -> tuple[str, int] | None:

@@ -7,12 +7,14 @@ import os
 import shutil
 import time
 
+from simspool.agent.budget.account import is_shed
 from simspool.agent.catalog import Catalog
+from simspool.agent.catalog.store import FILE_KEY
 from simspool.agent.inbox.positions import is_copied
 from simspool.agent.journal import Journal
 from simspool.spool import RunFolder, Spool, atomic, ids, layout
 
-_GOING = ".pruned-"
+GOING = ".pruned-"
 
 
 class Retention:
@@ -25,31 +27,41 @@ class Retention:
     def __init__(self, spool: Spool, catalog: Catalog, journal: Journal, grace: float) -> None:
         self._spool, self._catalog, self._journal, self._grace = spool, catalog, journal, grace
 
-    def eligible(self, server: str) -> list[str]:
-        """Return complete runs of which this server has every record and blob, the last receipt older than the grace."""
+    def eligible(self, *servers: str) -> list[str]:
+        """Return complete runs of which each of these servers has every record and file, the last receipt older than the grace."""
+        if not servers:
+            return []
+        found = set.intersection(*(self._eligible(server) for server in servers))
+        return [r for r in sorted(found) if os.path.isdir(os.path.join(self._spool.runs, r))]
+
+    def _eligible(self, server: str) -> set[str]:
         before = time.time() - self._grace
         rows = self._catalog.rows(
-            "SELECT r.id FROM runs r WHERE r.complete = 1"
+            "SELECT r.id FROM runs r WHERE r.complete = 1"  # noqa: S608
             " AND NOT EXISTS (SELECT 1 FROM writers w LEFT JOIN cursors c ON c.writer = w.id AND c.server = ?"
             "                 WHERE w.run = r.id AND w.sequence > 1"
-            "                 AND (c.mark IS NULL OR c.mark < w.sequence - 1 OR c.blocked IS NOT NULL OR c.at > ?))"
-            " AND NOT EXISTS (SELECT 1 FROM artifacts a LEFT JOIN uploads u ON u.digest = a.digest AND u.server = ?"
-            "                 WHERE a.run = r.id AND (u.state IS NULL OR u.state != 'stored' OR u.at > ?))"
+            "                 AND (c.mark IS NULL OR c.mark < w.sequence - 1 OR c.blocked IS NOT NULL OR c.at > ?)"
+            "                 AND NOT EXISTS (SELECT 1 FROM given_up g WHERE g.server = c.server AND g.writer = w.id AND g.seq = 0"
+            "                                 AND c.blocked IS NOT NULL))"
+            " AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.run = r.id"
+            f"                AND NOT {is_shed('a.writer', 'a.digest')} AND NOT EXISTS ("
+            f"                SELECT 1 FROM uploads u WHERE u.server = ? AND u.digest IN (a.digest, {FILE_KEY})"
+            "                 AND u.state IN ('stored', 'dropped') AND u.at <= ?))"
             " AND NOT EXISTS (SELECT 1 FROM damage d JOIN writers w ON w.id = d.writer WHERE w.run = r.id)"
             " AND NOT EXISTS (SELECT 1 FROM refused f JOIN writers w ON w.id = f.writer WHERE w.run = r.id AND f.server = ?)",
             (server, before, server, before, server),
         )
-        return [r for (r,) in rows if os.path.isdir(os.path.join(self._spool.runs, r))]
+        return {r for (r,) in rows}
 
-    def prune(self, server: str, run: str) -> int | None:
-        """Delete an eligible run's records and blobs; returns the bytes freed, None when it is not eligible any more.
+    def prune(self, run: str, *servers: str) -> int | None:
+        """Delete a run's records and blobs, when it is eligible; returns the bytes freed, None when it is not eligible any more.
 
         Raises OSError when the journal cannot be written; then nothing is deleted.
         """
-        if run not in self.eligible(server) or not is_copied(self._spool.run(run)):
+        if run not in self.eligible(*servers) or not is_copied(self._spool.run(run)):
             return None
         known = dict(self._catalog.rows("SELECT id, sequence - 1 FROM writers WHERE run = ?", (run,)))
-        going = RunFolder(os.path.join(self._spool.runs, _GOING + run), run)
+        going = RunFolder(os.path.join(self._spool.runs, GOING + run), run)
         atomic.rename(self._spool.run(run).path, going.path)
         if set(going.writer_ids()) - known.keys():  # somebody opened it again
             atomic.rename(going.path, self._spool.run(run).path)
@@ -65,7 +77,7 @@ class Retention:
         """Finish prunes that were killed in the middle, and take back those that were not journaled yet. Returns the bytes freed."""
         freed = 0
         for name in _names(self._spool.runs):
-            run = name.removeprefix(_GOING)
+            run = name.removeprefix(GOING)
             if name == run or not ids.is_id(run):
                 continue
             going = RunFolder(os.path.join(self._spool.runs, name), run)

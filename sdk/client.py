@@ -145,6 +145,14 @@ class Client:
         """Return a run's events in order of time: message, timestamp (UTC text), log_level (or None)."""
         return self._source.events(self._source.find(run_id), message_contains, start_index or 0, count_limit)
 
+    def get_gaps(self, run_id: str) -> list[dict[str, Any]]:
+        """Return which of a run's records no longer exist anywhere: writer, first, last (sequences) and reason.
+
+        Reasons are lost, missing (damage on a disk) and shed (deleted where a spool was over its budget, docs/budgets.md). A server
+        that is no simspool server tells of none.
+        """
+        return self._source.gaps(self._source.find(run_id))
+
     def get_alerts(self, run_id: str, critical_only: bool = True, names_only: bool = True) -> list[Any]:
         """Return the names of a run's alerts, in order: those that are critical now, or all with `critical_only=False`.
 

@@ -9,7 +9,9 @@ simspool.toml, then what
 - whether an agent is started where none serves the spool: the argument, SIMSPOOL_AGENT, `[agent] start` in simspool.toml; "auto" or "off".
 - a file of alerts for all runs: `agent run --alerts`, SIMSPOOL_ALERTS, `[agent] alerts` in simspool.toml (docs/alerts.md).
 - the country whose electricity counts for emissions (ISO 3166, "DEU"): SIMSPOOL_COUNTRY, `[emissions] country` in simspool.toml.
+- further targets beside the server: the `[target.NAME]` tables of simspool.toml (docs/targets.md).
 - whom the agent tells of alerts: the `[notify]` table of simspool.toml (docs/notifications.md).
+- how much a spool may take: the `[budget]` table of simspool.toml, and SIMSPOOL_BUDGET_* for each of its keys (docs/budgets.md).
 - graces of an abort: `[abort] answer_grace, callback_grace, term_grace` in simspool.toml, in seconds.
 - defaults of `Run.init`: `[run] name, description, tags, folder, metadata, mode` in simspool.toml, else in simvue.toml.
 
@@ -25,6 +27,7 @@ from typing import Any
 
 from simspool.spool import Durability
 
+from .budget import Budget, load_budget
 from .errors import ConfigError
 
 _RUN_KEYS = ("name", "description", "tags", "folder", "metadata", "mode")
@@ -47,8 +50,8 @@ class Config:
     """The settings in force. The token is never shown by `repr`.
 
     `segments`: "mapped", "file" or None (by file system). `agent`: "auto" or "off". `alerts`: the file of a site's alerts. `country`: three
-    letters, or None. `notify`: the table as it is in the file. `sources` tells per setting where it came from; `notes` what was found and
-    could not be used.
+    letters, or None. `notify` and `targets`: the tables as they are in the file. `sources` tells per setting where it came from; `notes`
+    what was found and could not be used.
     """
 
     spool_dir: str
@@ -59,8 +62,10 @@ class Config:
     agent: str = "auto"
     alerts: str | None = None
     graces: Graces = Graces()
+    budget: Budget = field(default_factory=Budget)
     country: str | None = None
     notify: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run_defaults: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -140,6 +145,10 @@ def load_config(
         *foreign.values("token"),
     )
     sources["notify"] = own_path if own.get("notify") else ""
+    targets = own.get("target") or {}
+    if not isinstance(targets, dict) or not all(isinstance(t, dict) for t in targets.values()):
+        raise ConfigError(f"[target] in {own_path} must hold a table for each target: [target.NAME]")
+    sources["targets"] = own_path if targets else ""
     defaults = own.get("run") or foreign.toml.get("run") or {}
     return Config(
         spool_dir=os.path.abspath(_expand(spool_dir, home)),
@@ -150,8 +159,10 @@ def load_config(
         agent=start_agent or "auto",
         alerts=os.path.abspath(_expand(alerts, home)) if alerts else None,
         graces=look.graces(),
+        budget=load_budget(look.table("budget"), own_path, env),
         country=country,
         notify=look.table("notify"),
+        targets=targets,
         run_defaults={k: defaults[k] for k in _RUN_KEYS if k in defaults} if isinstance(defaults, dict) else {},
         sources={k: v for k, v in sources.items() if v},
         notes=tuple(notes),

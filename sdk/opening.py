@@ -169,7 +169,7 @@ class Opening(Aborting):
         self._executor = None
 
     def _record_into(self, recording: Recording) -> bool:
-        recording.options, recording.run = self._options, self
+        recording.options, recording.run, recording.defined = self._options, self, self._defined
         recording.open(with_bell=self._mode == "online")
         self._recording, self._writer = recording, recording.writer
         recording.status_at_exit = self._final_status()

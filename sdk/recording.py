@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from simspool.spool import Drop, Kind, Origin, RunFolder, Spool, SpoolError, Writer, atomic, ids, open_spool
+from simspool.spool import Drop, Kind, Origin, RunFolder, Spool, SpoolError, Writer, atomic, ids, open_spool, pressure
 from simspool.spool.agent_address import living_agent
 
 from . import keeper
 from .bell import AgentAddress, Bell
 from .notice import say
+from .pressure import Look, Thinning, origin_boot, watched_by
 from .validation import check_metric_name
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Recording:
         self.graces = config.graces
         self.foreign: list[Process] = []
         self.executor: Executor | None = None
+        self.defined: Mapping[str, Mapping[str, Any]] = {}  # the alerts that the script has defined
         self.stated: set[str] = set()  # alerts whose state the script has set
         self.address: AgentAddress | None = None
         self.status_at_exit: str | None = "completed"
@@ -87,6 +89,11 @@ class Recording:
         self._with_bell = False
         self._agent_due = 0.0
         self._unpublished: deque[str] = deque()
+        self.level = pressure.FREE  # what the spool refuses; see pressure.py
+        self._look: Look | None = None
+        self._standing = pressure.Pressure()
+        self._thinning: Thinning | None = None
+        self._told = pressure.FREE
 
     def open(self, *, with_bell: bool) -> None:
         """Begin. Raises InvalidSpool and NewerFormat; a disk that cannot take anything only leaves a warning."""
@@ -114,6 +121,8 @@ class Recording:
                 self.writer, self.address = writer, AgentAddress(self.spool.path)
                 if self._with_bell:
                     self._bell = Bell(self.address, writer)
+                self._look = Look(self.spool.path, self._config.budget)
+                self._feel(writer)
             if self._info is not None:
                 atomic.make_folder(self.folder.path)
                 atomic.write_json(os.path.join(self.folder.path, "run.json"), self._info, exclusive=True)
@@ -131,6 +140,8 @@ class Recording:
         """Say once on stderr that records are not being taken, and why. Always False."""
         if self.writer is None:
             self._lost += 1
+        if self.level >= pressure.METRICS and self.writer is not None and not self.writer.last_error:
+            return False  # thinned: that is said elsewhere
         if not self._warned and not self.is_closed and not (self.writer is not None and self.writer.closed):
             self._warned = True
             why = (self.writer.last_error if self.writer is not None else "") or self._reason or "the disk refuses"
@@ -187,6 +198,9 @@ class Recording:
         spool, folder, writer = self.spool, self.folder, self.writer
         if spool is None or folder is None or writer is None:
             return self.dropped()
+        if self.level >= pressure.FILES:
+            self._tell(pressure.FILES)
+            return writer.count_drop(Drop.BUDGET)
         try:
             blob = put(spool, folder)
         except SpoolError:
@@ -218,6 +232,7 @@ class Recording:
             if self.writer is None or self._first is not None or self._info is not None:
                 self._try_open()
             if self.writer is not None:
+                self._feel(self.writer)
                 self.writer.maintain()
                 if self._bell is not None:
                     self._tend_bell(self._bell)
@@ -232,6 +247,32 @@ class Recording:
         except Exception as error:  # noqa: BLE001 - the next second tries again; what matters is done at close
             self._reason = str(error)
         return True
+
+    def _feel(self, writer: Writer) -> None:
+        """Look how much room the spool has, and refuse accordingly (docs/budgets.md)."""
+        if self._look is None:
+            return
+        found = self._standing = self._look.now()
+        if found.level:
+            if self._thinning is None:
+                self._thinning = Thinning(found.level, self._watched, origin_boot(self.origin))
+            self._thinning.level = found.level
+            self._thinning.refresh()
+        self.level, writer.gate = found.level, self._thinning if found.level else None
+        if found.level == pressure.FREE:
+            self._told = pressure.FREE
+        elif found.level >= pressure.METRICS:
+            self._tell(pressure.METRICS)
+
+    def _watched(self) -> set[str]:
+        return {*self._standing.watched, *watched_by(list(self.defined.values()))}
+
+    def _tell(self, level: int) -> None:
+        if level > self._told:
+            self._told = level
+            what = "files are not taken and " if level >= pressure.FILES else ""
+            why = self._standing.why
+            say(f"{what}metrics are thinned: {why}; events, alerts and the status are kept, and what is not taken is counted")
 
     def ring_again(self) -> None:
         """See keeper.Tended."""
@@ -300,6 +341,8 @@ class Recording:
         self.pid = os.getpid()
         self._unpublished = deque()
         self._first = self._info = self._sampler = None
+        if self._thinning is not None:
+            self._thinning.forked()
         self._is_new = False
         if self._bell is not None and self.address is not None:
             self._bell.hang_up()
@@ -336,6 +379,8 @@ class Recording:
             if is_overruled:
                 writer.record(Kind.STATUS, {"status": status, "reason": reason})
             body: dict[str, Any] = {"status": status}
+            if self._thinning is not None and (restated := self._thinning.restate(writer)):
+                body["restated"] = restated
             if reason is not None:
                 body["reason"] = reason
             kept = writer.close(body) and kept

@@ -17,7 +17,7 @@ from typing import Any
 from simspool.spool import InvalidRecord, RunNotFound, ids
 
 from .errors import ArtifactNotFound, ConfigError, ServerError, Unreachable
-from .source import ALERT_KEYS, ARTIFACT_KEYS, RUN_KEYS, Artifact, Series
+from .source import ALERT_KEYS, ARTIFACT_KEYS, RUN_KEYS, Artifact, Series, joined
 
 _TIMEOUT = 10.0
 _ANSWER_TIMEOUT = 120.0  # many points take a server some time
@@ -107,6 +107,15 @@ class ServerSource:
                 body["source"] = "alerts"  # shown as `user` to those who know no others
             found.append(body | {"status": told.get("current"), "since": told.get("since"), "reason": told.get("reason")})
         return sorted(found, key=lambda alert: str(alert["name"]))
+
+    def gaps(self, run: str) -> list[dict[str, Any]]:
+        """See Source. A server of another kind declares none."""
+        path = f"/simspool/v1/runs/{run}/gaps"
+        answer = self._get(path, missing={"gaps": []})
+        listed = answer.get("gaps") if isinstance(answer, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(gap, dict) for gap in listed):
+            raise self._nonsense(path)
+        return joined((str(g.get("writer")), int(g.get("first", 0)), int(g.get("last", 0)), str(g.get("reason"))) for g in listed)
 
     def artifacts(self, run: str) -> list[Artifact]:
         """See Source."""

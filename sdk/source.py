@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 RUN_KEYS = (
@@ -59,8 +59,23 @@ class Source(Protocol):
     def alerts(self, run: str) -> list[dict[str, Any]]:
         """Return a run's alerts with ALERT_KEYS, in order of name; `status` is ok, critical or None, `since` UTC text or None."""
 
+    def gaps(self, run: str) -> list[dict[str, Any]]:
+        """Return {"writer", "first", "last", "reason"} of records that no longer exist, in order of writer and sequence."""
+
     def artifacts(self, run: str) -> list[Artifact]:
         """Return a run's artifacts in order of name, of several with one name the last."""
 
     def content(self, artifact: Artifact) -> Iterator[bytes]:
         """Yield an artifact's bytes, unverified. Raises ArtifactNotFound when they are not there."""
+
+
+def joined(gaps: Iterable[tuple[str, int, int, str]]) -> list[dict[str, Any]]:
+    """Return gaps as `Source.gaps` has them; those that follow one another for the same reason are one."""
+    found: list[dict[str, Any]] = []
+    for writer, first, last, reason in sorted(gaps):
+        before = found[-1] if found else {}
+        if (before.get("writer"), before.get("reason"), before.get("last")) == (writer, reason, first - 1):
+            before["last"] = last
+        else:
+            found.append({"writer": writer, "first": first, "last": last, "reason": reason})
+    return found

@@ -16,7 +16,7 @@ from simspool.spool.records import FINAL_STATUSES
 
 from .errors import ArtifactNotFound
 from .run_filters import matches
-from .source import RUN_KEYS, Artifact, Series
+from .source import RUN_KEYS, Artifact, Series, joined
 
 _CHUNK = 1 << 20
 _SORTS = {"name", "created", "started", "endtime", "status", "folder", "description", "id"}
@@ -107,6 +107,10 @@ class SpoolSource:
                 found.append(((at, wall, writer, record.seq), shown))
         found.sort(key=lambda pair: pair[0])
         return [shown for _, shown in found[start : None if count is None else start + count]]
+
+    def gaps(self, run: str) -> list[dict[str, Any]]:
+        """See Source."""
+        return joined((tail.writer, *gap) for tail, chunk in self._chunks(run) for gap in chunk.gaps)
 
     def alerts(self, run: str) -> list[dict[str, Any]]:
         """See Source."""

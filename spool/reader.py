@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any, Self
 
-from . import frames, ids, layout, segment_header
+from . import frames, ids, layout, segment_header, shed
 from .errors import DamagedSegment, InvalidSpool
 from .frames import MARKER_BYTES, Decoded, MetricBatch, Record, Shape
 from .records import Kind
@@ -197,9 +197,10 @@ class Tail:
                 chunk.damage.append(Damage("header", number, 0, segment_header.STATIC_SIZE))
             elif header.first > self.sequence:
                 lost = (self.sequence, header.first - 1)
-                if number > wanted:
+                reason = "lost" if number == wanted else "shed" if shed.covers(self.folder, range(wanted, number)) else "missing"
+                if reason == "missing":
                     chunk.damage.append(Damage("missing", number - 1, 0, 0, *lost))
-                chunk.gaps.append((*lost, "missing" if number > wanted else "lost"))
+                chunk.gaps.append((*lost, reason))
                 self.sequence = header.first
                 chunk.last = header.first - 1
             whole = os.pread(self._fd, segment_header.SIZE, 0).ljust(segment_header.SIZE, b"\0")

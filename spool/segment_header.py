@@ -33,7 +33,10 @@ class Durability(IntEnum):
 
 
 class Drop(IntEnum):
-    """Why a record was not taken. Counted per writer, in the segment header."""
+    """Why a record was not taken. Counted per writer, in the segment header.
+
+    BUDGET is a file, BUDGET_SAMPLE a resource sample, BUDGET_THINNED a call with metrics that a spool under pressure had no room for.
+    """
 
     DISK_FULL = 0
     IO_ERROR = 1
@@ -45,11 +48,16 @@ class Drop(IntEnum):
     SHUTDOWN = 7
     FILE_UNREADABLE = 8
     REENTRANT = 9
+    BUDGET_SAMPLE = 10
+    BUDGET_THINNED = 11
 
     @property
     def label(self) -> str:
         """The name used in commands and JSON."""
         return self.name.lower().replace("_", "-")
+
+
+_KNOWN = frozenset(Drop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +170,6 @@ def read_drops(header: bytes, crc_seed: int) -> tuple[dict[str, int], list[int]]
             else:
                 best = max(best, count)
         if best:
-            counts[Drop(reason).label if reason <= Drop.REENTRANT else str(reason)] = best
+            counts[Drop(reason).label if reason in _KNOWN else str(reason)] = best
     damaged += [at for at in range(_DROPS_AT + 32 * _REASONS, SIZE) if header[at]]
     return counts, damaged

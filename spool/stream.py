@@ -395,6 +395,13 @@ class Stream:
                 self.now.store[at : at + 16] = raw
         return False
 
+    def pass_over(self, reason: Drop, kind: int, step: int | None) -> int:
+        """Count a call with metrics that is not recorded; it is a step all the same. Returns which."""
+        used = self.step if step is None else step
+        self.step += kind == Kind.METRICS
+        self.drop(Drop.CLOSED if self.closed else reason)
+        return used
+
     def failed(self, error: OSError) -> bool:
         """Count a record that an error of the disk kept out. Always False."""
         self.last_error = error.strerror or str(error)

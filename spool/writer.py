@@ -21,7 +21,7 @@ import threading
 import time as clock
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from . import frames, ids, records, segment
 from .errors import InvalidRecord
@@ -47,6 +47,15 @@ class _TooLate(Exception):
     """The interpreter is shutting down and the turn's holder will not run again."""
 
 
+class Gate(Protocol):
+    """Decides which calls with metrics a writer takes."""
+
+    def refuses(
+        self, writer: Writer, values: Mapping[str, Any], step: int | None, time: float | None, timestamp: int | str | None, kind: int
+    ) -> bool:
+        """Say whether a call is not taken; then it is counted (`Writer.pass_over`). May raise InvalidRecord."""
+
+
 class Writer:
     """Records into one run. Methods return True when the record is kept, False for a drop that was counted.
 
@@ -55,7 +64,8 @@ class Writer:
     `check_name` sees each metric name of a new shape and raises InvalidRecord for what the caller's dialect does not allow.
     `holder` (pid, start ticks) is another process of this host for whose life the writer stands: whoever makes it records what is to be
     said in its name and goes, without closing it.
-    `on_record` is the doorbell, called after a record, for metrics at most every `ring_every` ns.
+    `on_record` is the doorbell, called after a record, for metrics at most every `ring_every` ns. `gate`, which may be set at any time,
+    says what is not taken of metrics and samples.
     """
 
     def __init__(
@@ -76,6 +86,7 @@ class Writer:
         self.run, self.durability, self.rank = run, durability, rank
         self.origin = origin or Origin.now()
         self.on_record = on_record
+        self.gate: Gate | None = None
         self.ring_after = 0 if on_record is not None else 1 << 62
         self._ring_every = ring_every
         self._on_fork = on_fork
@@ -150,6 +161,9 @@ class Writer:
         default by the clock. `timestamp`: µs since 1970 UTC, or any text, kept as given. Values: float, int, bool, or what NumPy and
         torch have in their place.
         """
+        gate = self.gate
+        if gate is not None and gate.refuses(self, values, step, time, timestamp, kind):
+            return False
         stream = self._stream
         if stream.page[0] != 1:
             stream = self._after_fork()
@@ -201,8 +215,10 @@ class Writer:
             self._ring(boot)
         return kept
 
-    def _metrics_anew(self, values: Mapping[str, Any], step: Any, time: Any, timestamp: Any, kind: int) -> bool:
-        """Record metrics the whole way: check and convert everything, then binary where that fits, else as JSON."""
+    def plain(
+        self, values: Mapping[str, Any], step: Any, time: Any, timestamp: Any
+    ) -> tuple[dict[str, float | int | bool], int | None, float | None, int | str | None]:
+        """Return what a call with metrics was given as plain numbers. Raises InvalidRecord for what is not valid."""
         if not isinstance(values, Mapping) or not values:
             raise InvalidRecord("no metrics were given: pass a dict of names and numbers")
         names = (*values,)
@@ -223,6 +239,12 @@ class Writer:
             time = real("time", time)
         if timestamp is not None and not isinstance(timestamp, str):
             timestamp = whole("timestamp", timestamp)
+        return plain, step, time, timestamp
+
+    def _metrics_anew(self, values: Mapping[str, Any], step: Any, time: Any, timestamp: Any, kind: int) -> bool:
+        """Record metrics the whole way: check and convert everything, then binary where that fits, else as JSON."""
+        plain, step, time, timestamp = self.plain(values, step, time, timestamp)
+        names = (*plain,)
         stream = self._current()
         given = (*map(type, values.values()),)
         cached = given if type(values) is dict and all(map(column_type, given)) else None
@@ -270,6 +292,17 @@ class Writer:
         except _TooLate:
             stream.drop(reason)
         return False
+
+    def pass_over(self, reason: Drop, kind: int, step: int | None = None) -> int:
+        """Count a call with metrics that the gate refuses. Returns the step that it would have had."""
+        stream = self._current()
+        try:
+            return int(self._alone(stream, stream.pass_over, reason, kind, step))
+        except _OwnTurn:
+            self._aside().count_drop(reason)
+        except _TooLate:
+            stream.drop(reason)
+        return stream.step if step is None else step
 
     def _ring(self, boot: int) -> None:
         """Tell whoever listens that there is something to read: at `boot` (ns) for metrics, 0 for what must not wait."""

@@ -13,7 +13,7 @@ from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from simspool.sdk.validation import check_metric_name
-from simspool.spool import Durability, InvalidRecord, Kind, Origin, Spool, SpoolError, UnreadableFile, Writer, blobs, ids
+from simspool.spool import Drop, Durability, InvalidRecord, Kind, Origin, Spool, SpoolError, UnreadableFile, Writer, blobs, ids, pressure
 from simspool.spool.blobs import Blob
 
 from . import quarantine
@@ -222,6 +222,7 @@ class RunInbox:
         try:
             going = self._copying.get(file.name)
             if going is None:
+                self._ask_for_room()
                 if os.path.isfile(path) and os.path.getsize(path) > _SMALL:
                     self._copying[file.name] = self._aside.submit(blobs.put_file, self._spool, self._folder, path)
                     return None
@@ -235,6 +236,13 @@ class RunInbox:
             raise NotUnderstood(error.strerror or str(error)) from None
         self._unpublished.append(blob.digest)
         return blob
+
+    def _ask_for_room(self) -> None:
+        """Raises NotUnderstood where the spool takes no files (docs/budgets.md): the line is kept in the quarantine, the file counted."""
+        word = pressure.read(self._spool.path)
+        if word is not None and word[0].level >= pressure.FILES:
+            self._open().count_drop(Drop.BUDGET)
+            raise NotUnderstood(f"no files are taken: {word[0].why}")
 
     def wait(self, seconds: float) -> None:
         """Wait for large files that are being copied, at most so long."""
