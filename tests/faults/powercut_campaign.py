@@ -5,7 +5,7 @@
 An ext4 image is mounted with a commit interval of five minutes. A script records on it; the image file is copied while it is mounted
 (what really reached "the disk", as after a power cut), the copy is mounted and read. Under `each`, all calls that had
 returned True before the copy began must be there. Under `interval`, the script falls silent, with `maintain` called once a second,
-and after the pause all must be there. With `--agent`, the script's own upkeep never runs, as when native code
+and after the pause (at least two such calls) all must be there. With `--agent`, the script's own upkeep never runs, as when native code
 holds its interpreter: a running agent has to do it.
 """
 
@@ -25,9 +25,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from simspool.sdk.agent_start import serving_agent
 from simspool.spool import Durability, Kind, Writer, blobs, ids, open_spool
 from simspool.spool.frames import MetricBatch
 from simspool.spool.reader import Tail
@@ -104,6 +106,7 @@ def script(spool_path: str, board: mmap.mmap, durability: Durability, mapped: bo
         while True:
             time.sleep(1)
             writer.maintain()
+            counters[2] += 1
             damaged = blobs.publish(spool, run, os.listdir(run.blobs)) if os.path.isdir(run.blobs) else []
             assert not damaged
 
@@ -133,7 +136,7 @@ def one_cut(choice: random.Random, base: str, durability: Durability, pause: flo
     with tempfile.TemporaryDirectory(dir=base) as name:
         folder = Path(name)
         with Disk(folder, 64) as disk:
-            board = mmap.mmap(-1, 16)
+            board = mmap.mmap(-1, 24)
             agent = start_agent(disk) if beside else None
             pid = os.fork()
             if pid == 0:
@@ -146,9 +149,12 @@ def one_cut(choice: random.Random, base: str, durability: Durability, pause: flo
                 if durability is Durability.EACH:
                     time.sleep(choice.uniform(0.2, 1.0))
                 else:
-                    while not board[8]:
-                        time.sleep(0.01)
+                    _wait_until(lambda: board[8] != 0)
+                    rounds = _rounds(board)
+                    if beside:  # on a busy machine, an agent is long in coming
+                        _wait_until(lambda: serving_agent(str(disk.mount / "spool")) is not None)
                     time.sleep(pause)
+                    _wait_until(lambda: beside or _rounds(board) >= rounds + 2)
                 promised = struct.unpack("<q", board[:8])[0]
                 at = disk.cut("after")
             finally:
@@ -161,6 +167,18 @@ def one_cut(choice: random.Random, base: str, durability: Durability, pause: flo
                 return check(at / "spool", promised) | {"mapped": int(mapped)}
             finally:
                 disk.drop(at)
+
+
+def _rounds(board: mmap.mmap) -> int:
+    """Return how often the script's upkeep has been through."""
+    return int(struct.unpack("<q", board[16:24])[0])
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def check(spool_path: Path, promised: int) -> dict[str, int]:
