@@ -95,19 +95,30 @@ def _taken_over(history: History, decided: dict[str, Decision], before: list[Ste
 
 
 def followed(history: History, steps: list[Step]) -> list[Decided]:
-    """Return what is decided by an agent that is there while all is recorded: between two ticks, records come in the order of moments."""
+    """Return what is decided by an agent that is there while all is recorded: between two ticks, records and ends of processes come in the
+    order of moments.
+    """
     watcher = Watcher(history)
     watcher.follow()
     block: list[Step] = []
     for step in [*steps, ("tick", math.inf)]:
-        if step[0] == "feed":
+        if step[0] in {"feed", "ended"}:
             block.append(step)
             continue
-        for one in sorted(block, key=lambda s: (s[1][1][0].moment, s[1][0].id if s[1][0].role == "inbox" else "")):
+        for one in sorted(block, key=_moment):
             watcher.do(one)
         block = []
         watcher.do(step)
     return shown(watcher.decided)
+
+
+def _moment(step: Step) -> tuple[float, int, str]:
+    """Return a key by which what happened comes in its order; a process ends behind its records of that moment."""
+    what, of = step
+    if what == "ended":
+        return of[1], 1, ""
+    writer, [record, *_] = of
+    return record.moment, 0, writer.id if writer.role == "inbox" else ""
 
 
 def replayed(history: History) -> list[Decided]:
