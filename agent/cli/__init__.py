@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "cat": ("cat", "cat", "Print a run's records, in order."),
     "log": ("log", "log", "Record from a shell script: metrics, events, files, status."),
     "abort": ("abort", "abort", "Stop a run, in every process that records it."),
+    "target": ("target", "target", "Add, list, remove and try the targets of the spool."),
+    "verify": ("verify", "verify", "Recount runs on the targets, and compare with what was recorded."),
+    "dead": ("dead", "dead", "Show what targets refused for good, and give up on it."),
+    "retry": ("dead", "retry", "Try again what targets refused."),
     "check": ("check", "check", "Verify every segment and blob; report damage with its bounds."),
     "alerts": ("alerts", "alerts", "Show, add, check and replay alert rules."),
     "notify": ("notify", "notify", "Tell people of alerts and ends of runs: try it out."),
@@ -110,6 +114,11 @@ def _exit_status(call: Callable[[], Any]) -> int:
     except Exception as error:  # the last line of defence: a clear line instead of a traceback
         if os.environ.get("SIMSPOOL_DEBUG"):
             raise
+        if type(error).__module__ == "sqlite3":
+            from simspool.agent.catalog.store import state_folder
+
+            where = f"SQLite says: {error}. The catalog lies in {state_folder()} (SIMSPOOL_STATE): does its disk refuse, or is it full?"
+            return _fail(f"{where} Nothing is lost: a catalog is rebuilt from the spool", ExitCode.SPOOL_UNUSABLE)
         return _fail(f"unexpected {type(error).__name__}: {error} (SIMSPOOL_DEBUG=1 shows where)", code_of(error))
 
 

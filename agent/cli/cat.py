@@ -91,7 +91,7 @@ def _merged(folder: RunFolder, writers: list[str], dead: bool) -> Iterator[Line]
     while waiting or heap:
         while waiting and (not heap or waiting[-1][0] <= heap[0][0]):
             writer = waiting.pop()[1]
-            _push(heap, 0, writer, _lines(folder, writer, dead, drops))
+            _push(heap, 0, writer, lines_of(folder, writer, dead, drops))
         if heap:
             at, writer, line, source = heapq.heappop(heap)
             yield line
@@ -110,7 +110,7 @@ def _began(folder: str) -> int:
     return int.from_bytes(ids.from_text(os.path.basename(folder))[:6], "big") * 1_000_000
 
 
-def _lines(folder: RunFolder, writer: str, dead: bool, drops: list[Line]) -> Iterator[tuple[int, Line]]:
+def lines_of(folder: RunFolder, writer: str, dead: bool, drops: list[Line]) -> Iterator[tuple[int, Line]]:
     """Yield (wall ns, line) for everything that a writer left."""
     path = folder.writer(writer)
     with Tail(path, folder.id) as tail:

@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from simspool.agent.config import host_file
@@ -70,6 +70,21 @@ def agent_sync(path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     finally:
         with contextlib.suppress(OSError):
             connection.close()
+
+
+def agent_decides(path: str, decision: str, letters: Mapping[str, Collection[str]]) -> int | None:
+    """Have a running agent retry or drop dead letters, by server; returns how many, None when it went away."""
+    connection = _Connection(path, _SILENCE)
+    try:
+        body = {"decision": decision, "letters": {server: sorted(ids) for server, ids in letters.items()}}
+        connection.request("POST", "/dead", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+        return int(found["count"]) if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        connection.close()
 
 
 def agent_abort(path: str, run: str) -> bool:

@@ -96,11 +96,14 @@ def event(settings: Settings, text: str, level: str | None, run: str | None) -> 
 @common
 def file(settings: Settings, path: str, category: str, name: str | None, run: str | None) -> int:
     """Save a file's present content."""
-    from simspool.spool import blobs
+    from simspool.spool import blobs, pressure
 
     spool, folder = _target(settings, run)
     line: dict[str, Any] = {"file": os.path.abspath(path), "category": category} | ({"name": name} if name is not None else {})
     _check(folder, line)
+    word = pressure.read(spool.path)
+    if word is not None and word[0].level >= pressure.FILES:
+        raise CommandError(ExitCode.SPOOL_UNUSABLE, f"{path} is not saved, the spool takes no files now: {word[0].why}. Free some space")
     try:
         blob = blobs.put_file(spool, folder, path)
         blobs.publish(spool, folder, [blob.digest])

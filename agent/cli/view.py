@@ -47,6 +47,25 @@ def open_view(spool: Spool) -> Iterator[Catalog]:
         lock.release()
 
 
+@contextlib.contextmanager
+def opened_to_write(spool: Spool) -> Iterator[tuple[Catalog, Journal]]:
+    """Give the catalog and the journal, as an agent has them. Raises Locked while another process has the spool."""
+    lock = SpoolLock(spool)
+    lock.acquire()
+    try:
+        catalog = _up_to_date(spool)
+        try:
+            journal = Journal(spool, catalog)
+            try:
+                yield catalog, journal
+            finally:
+                journal.close()
+        finally:
+            catalog.close()
+    finally:
+        lock.release()
+
+
 def _up_to_date(spool: Spool) -> Catalog:
     catalog = Catalog(catalog_path(spool))
     try:

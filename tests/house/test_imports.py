@@ -123,7 +123,9 @@ EXCEPTIONS: dict[str, set[str]] = {
     "agent/journal/journal.py": {"rmtree"},  # journal segments that a checkpoint made obsolete
     "agent/retention.py": {"rmtree"},  # a pruned run, after its receipts and its journaled prune
     "agent/service/manager.py": {"rmdir"},  # folders of its own in /etc, once they are empty
+    "agent/targets/directory_tree.py": {"rename", "fsync", "unlink"},  # a folder of the user's, where links are not followed
     "agent/server/blobstore.py": {"replace", "fsync", "unlink"},  # the server's own blobs
+    "agent/server/parts.py": {"fdatasync"},  # each part before it is listed, and the list before the answer
     "agent/server/identity.py": {"replace", "fsync"},  # the server's own token and secret
 }
 
