@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -95,30 +96,34 @@ def _taken_over(history: History, decided: dict[str, Decision], before: list[Ste
 
 
 def followed(history: History, steps: list[Step]) -> list[Decided]:
-    """Return what is decided by an agent that is there while all is recorded: between two ticks, records and ends of processes come in the
-    order of moments.
+    """Return what is decided by an agent that is there while all is recorded: between two ticks, records come in the order of moments, and
+    it hears of a process's end before anything that is later.
     """
     watcher = Watcher(history)
     watcher.follow()
+    coming = Counter(of[0].id for what, of in steps if what == "feed")
+    ends = sorted((step for step in steps if step[0] == "ended"), key=lambda step: float(step[1][1]))
     block: list[Step] = []
+
+    def end(before: float) -> None:
+        for step in [e for e in ends if e[1][1] < before and not coming[e[1][0]]]:
+            ends.remove(step)
+            watcher.do(step)
+
     for step in [*steps, ("tick", math.inf)]:
-        if step[0] in {"feed", "ended"}:
+        if step[0] == "feed":
             block.append(step)
             continue
-        for one in sorted(block, key=_moment):
+        for one in sorted(block, key=lambda s: (s[1][1][0].moment, s[1][0].id if s[1][0].role == "inbox" else "")):
+            end(one[1][1][0].moment)
+            coming[one[1][0].id] -= 1
             watcher.do(one)
         block = []
-        watcher.do(step)
+        if step[0] == "ended":
+            end(math.inf)
+        else:
+            watcher.do(step)
     return shown(watcher.decided)
-
-
-def _moment(step: Step) -> tuple[float, int, str]:
-    """Return a key by which what happened comes in its order; a process ends behind its records of that moment."""
-    what, of = step
-    if what == "ended":
-        return of[1], 1, ""
-    writer, [record, *_] = of
-    return record.moment, 0, writer.id if writer.role == "inbox" else ""
 
 
 def replayed(history: History) -> list[Decided]:
