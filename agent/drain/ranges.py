@@ -102,7 +102,7 @@ class RangeCutter:
     def _seen_before(self, writer: str, cursor: Cursor | None) -> int | None:
         """Return the server's own chain where something was shed or damaged: what one server got, another did not; else None."""
         sql = "SELECT 1 FROM shed WHERE writer = ? UNION ALL SELECT 1 FROM damage WHERE writer = ? LIMIT 1"
-        if self._catalog.one(sql, (writer,)) is None:
+        if self._catalog.one(sql, (writer, writer)) is None:
             return None
         return cursor.chain if cursor is not None else 0
 
