@@ -16,9 +16,10 @@ KEYS = ("bytes", "inodes", "age", "free", "shed")
 DAY = 86400.0
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40, "pi": 1 << 50}
-_SIZE = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgtp]i?)?(?:b|bytes?)?", re.IGNORECASE)
-_AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(d|days?|h|hours?|w|weeks?)?", re.IGNORECASE)
-_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
+# texts, compiled when there is a budget to read: an import is to be cheap
+_SIZE = r"(?i:([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgtp]i?)?(?:b|bytes?)?)"
+_AGE = r"(?i:([0-9]+(?:\.[0-9]+)?)\s*(d|days?|h|hours?|w|weeks?)?)"
+_SHARE = r"([0-9]+(?:\.[0-9]+)?)\s*%"
 _LEAST_BYTES, _LEAST_INODES = 10**6, 100
 _SHED: dict[Any, Shed] = {
     **dict.fromkeys((False, "false", "no", "0"), "no"), **dict.fromkeys((True, "true", "yes", "1"), "data"), "runs": "runs",
@@ -82,7 +83,7 @@ def parse_size(value: Any, where: str) -> int:
     """Return bytes: a whole number of them, or text like "20 GB" (10^9 each) or "512 MiB" (2^20 each). Raises ConfigError."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    match = re.fullmatch(_SIZE, value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ConfigError(f'{where} must be a size such as "20 GB", "512 MiB" or a number of bytes, not {value!r}')
     unit = (match[2] or "").lower()
@@ -105,7 +106,7 @@ def _inodes(value: Any, where: str) -> int:
 
 def _age(value: Any, where: str) -> float:
     days = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    match = _AGE.fullmatch(value.strip()) if isinstance(value, str) else None
+    match = re.fullmatch(_AGE, value.strip()) if isinstance(value, str) else None
     if match is not None:
         days = float(match[1]) * {"h": 1 / 24, "w": 7.0}.get((match[2] or "d")[0].lower(), 1.0)
     if days is None or not math.isfinite(days) or days < 0:
@@ -114,7 +115,7 @@ def _age(value: Any, where: str) -> float:
 
 
 def _free(value: Any, where: str) -> Floor:
-    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    match = re.fullmatch(_SHARE, value.strip()) if isinstance(value, str) else None
     if match is None:
         return Floor(bytes=parse_size(value, f'{where} (or a share, such as "5%")'))
     if float(match[1]) > 90:
