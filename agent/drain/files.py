@@ -83,15 +83,13 @@ class FileSender:
             file = self._queue.popleft()
             # a large file takes hours; the target's own time limit on each block watches it
             self._progress.turn(name, math.inf)
-            try:
-                if await self._one(file):
-                    self._stored.append(file.key)
-                    await self._flush()
-                else:
-                    self._failed = True  # it may be tried again, in another way
-                    self._wake()
-            finally:
+            if await self._one(file):
+                self._stored.append(file.key)  # under way until its receipt is journaled
+            else:
                 self._under_way.discard(file.key)
+                self._failed = True  # it may be tried again, in another way
+                self._wake()
+            await self._flush()
 
     async def _one(self, file: File) -> bool:
         """Send a file; True when the target has it."""
@@ -132,7 +130,7 @@ class FileSender:
 
     async def _flush(self) -> None:
         """Journal receipts, in groups while more come."""
-        if self._queue and len(self._stored) < _GROUP and time.monotonic() - self._flushed < _GROUP_TIME:
+        if not self._stored or (self._queue and len(self._stored) < _GROUP and time.monotonic() - self._flushed < _GROUP_TIME):
             return
         group, self._stored = self._stored, []
         try:
@@ -140,5 +138,6 @@ class FileSender:
         except BaseException:
             self._stored += group
             raise
+        self._under_way.difference_update(group)
         self._flushed = time.monotonic()
         self._told()

@@ -16,7 +16,7 @@ from simspool.agent.app import Agent, AgentConfig
 from simspool.agent.drain.backoff import Backoff
 from simspool.agent.journal import Journal
 from simspool.agent.sync import SyncReport
-from simspool.agent.targets.port import Range, Remark, TooLarge, Traits, Unreachable, Verdict
+from simspool.agent.targets.port import File, Range, Remark, TooLarge, Traits, Unreachable, Verdict
 from simspool.agent.targets.settings import TargetSettings, parse, save_own
 from simspool.sdk.errors import ConfigError
 from simspool.spool import Spool
@@ -352,3 +352,26 @@ def test_a_drain_that_is_cancelled_while_its_target_fails_ends(spool: Spool) -> 
                 assert task.cancelled()
 
     asyncio.run(once())
+
+
+def test_receipts_of_files_do_not_wait_for_one_that_is_refused_last(spool: Spool, tmp_path: Path) -> None:
+    """What the target has is acknowledged though no other file comes to go with it, and is sent once."""
+    run, writer = begin(spool, "r")
+    for n in range(4):
+        (tmp_path / f"f{n}").write_bytes(os.urandom(100))
+        add_file(spool, run, writer, tmp_path / f"f{n}")
+    writer.close({"status": "completed"})
+    target = MemoryTarget(traits=Traits(files_by_record=True, uploaders=1))
+    put = target.put
+
+    async def last_is_refused(file: File, path: str) -> str | None:
+        return "too odd" if file.name == "f3" else await put(file, path)
+
+    async def cannot_tell(files: Sequence[File]) -> list[str]:
+        return [f.key for f in files]
+
+    target.put = last_is_refused  # type: ignore[method-assign]
+    target.missing = cannot_tell  # type: ignore[method-assign]
+    report = sync(spool, {"t": target})
+    assert (report.state, report.refused, report.files_left) == ("done", 1, 0)
+    assert [f.name for f in target.files] == ["f0", "f1", "f2"]
