@@ -15,10 +15,9 @@ from typing import Any
 from simspool.agent.catalog import Catalog
 from simspool.agent.journal import Journal
 from simspool.agent.targets.port import Range, Traits, Verdict
-from simspool.spool import Spool
 
 from .batch import Batch, Batches
-from .ranges import RangeCutter, Unreadable
+from .ranges import Unreadable
 
 _AT_ONCE = 100
 
@@ -27,11 +26,8 @@ class Again:
     """What is to be sent again to one server. Confined to the agent's worker thread; a writer of which something is under way is left
     alone meanwhile (see Batches.busy)."""
 
-    def __init__(
-        self, spool: Spool, catalog: Catalog, journal: Journal, batches: Batches, traits: Traits, runs: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, catalog: Catalog, journal: Journal, batches: Batches, traits: Traits, runs: Collection[str] | None = None) -> None:
         self._catalog, self._journal, self._batches = catalog, journal, batches
-        self._cutter = RangeCutter(spool, catalog)
         self._once = traits.effect == "exactly-once"
         self._runs = None if runs is None else frozenset(runs)
 
@@ -47,10 +43,10 @@ class Again:
             if writer in self._batches.busy or (self._runs is not None and run not in self._runs):
                 continue
             try:
-                cursor = self._cutter.locate(writer, run, seq - 1)
-                if cursor is None or not self._cutter.has(writer, seq):
+                cursor = self._batches.cutter.locate(writer, run, seq - 1)
+                if cursor is None or not self._batches.cutter.has(writer, seq):
                     raise Unreadable("it is not in the spool any more")
-                cut = self._cutter.again(writer, run, cursor if seq > 1 else None, seq)
+                cut = self._batches.cutter.again(writer, run, cursor if seq > 1 else None, seq)
             except Unreadable as error:
                 self._settle([], [(writer, seq, f"it cannot be sent again: {error}")])
                 continue
@@ -72,7 +68,7 @@ class Again:
         for sent, verdict in zip(batch.ranges, verdicts, strict=True):
             if verdict.kind == "accepted" and not verdict.refused:
                 taken.append((sent.writer, sent.first))
-                remarks += [(r.writer, r.first, r.what, r.detail, r.run, r.count) for r in verdict.remarks]
+                remarks += [r.row for r in verdict.remarks]
                 self._batches.delivered.records += 1
             elif verdict.kind != "unsent":
                 why = verdict.refused[0][1] if verdict.refused else verdict.reason

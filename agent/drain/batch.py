@@ -62,7 +62,7 @@ class Batches:
         traits: Traits = Traits(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         self._catalog, self._journal, self.server, self._limits = catalog, journal, server, limits
-        self._cutter = RangeCutter(spool, catalog)
+        self.cutter = RangeCutter(spool, catalog)
         self._once = traits.effect == "exactly-once"
         self._runs = None if runs is None else frozenset(runs)
         self._busy: set[str] = set()
@@ -131,8 +131,8 @@ class Batches:
         if not self._once and writer not in self._anew:
             found = self._catalog.one('SELECT "first", "last" FROM intents WHERE server = ? AND writer = ?', (self.server, writer))
             if found is not None and found[0] == (cursor.mark if cursor else 0) + 1:
-                return [replace(self._cutter.again(writer, run, cursor, found[1]), doubtful=True)]
-        return self._cutter.cut(writer, run, cursor, share, most)
+                return [replace(self.cutter.again(writer, run, cursor, found[1]), doubtful=True)]
+        return self.cutter.cut(writer, run, cursor, share, most)
 
     def _put_off(self, writer: str, problem: str) -> None:
         self._waiting[writer] = time.monotonic() + 10.0
@@ -163,7 +163,7 @@ class Batches:
         for sent, verdict in zip(batch.ranges, verdicts, strict=True):
             if sent.writer in blocked or verdict.kind == "unsent":
                 continue
-            if verdict.kind == "permanent" and self._cutter.is_damaged(sent):
+            if verdict.kind == "permanent" and self.cutter.is_damaged(sent):
                 where = f"at records {sent.first} to {sent.last}"
                 self._put_off(sent.writer, f"segment {sent.segment} was damaged after it was taken in, {where}: `agent check` says more")
             elif verdict.kind == "permanent" and (sent.writer in had or self._is_unclear(sent, verdict)):
@@ -181,7 +181,7 @@ class Batches:
                     continue
                 cursors[sent.writer] = cursor
                 refused += [(sent.writer, seq, reason) for seq, reason in verdict.refused]
-                remarks += [(r.writer, r.first, r.what, r.detail, r.run, r.count) for r in verdict.remarks]
+                remarks += [r.row for r in verdict.remarks]
                 self.delivered.records += sent.last - sent.first + 1
                 self.delivered.bytes += len(sent.data)
                 self.delivered.ranges += 1
@@ -203,7 +203,7 @@ class Batches:
             ok = verdict.chain == sent.chain_after
             return Cursor(sent.writer, sent.last, sent.chain_after, sent.segment, sent.end) if ok else None
         try:
-            found = self._cutter.locate(sent.writer, sent.run, verdict.mark)
+            found = self.cutter.locate(sent.writer, sent.run, verdict.mark)
         except Unreadable:
             found = None
         if found is None:
@@ -218,7 +218,7 @@ class Batches:
             self.delivered.problems[sent.writer] = f"the server wants records {sent.first} to {sent.last} again later: {verdict.reason}"
             return
         try:
-            found = self._cutter.locate(sent.writer, sent.run, verdict.mark)
+            found = self.cutter.locate(sent.writer, sent.run, verdict.mark)
         except Unreadable:
             found = None
         if found is not None and self._is_unclear(sent, verdict, rewound=True):
@@ -237,7 +237,7 @@ class Batches:
         )
         cursor = Cursor(sent.writer, *row) if row is not None else None
         try:
-            spans = self._cutter.had(sent.writer, sent.run, cursor, verdict.mark, verdict.chain)
+            spans = self.cutter.had(sent.writer, sent.run, cursor, verdict.mark, verdict.chain)
         except Unreadable:
             return
         if spans:

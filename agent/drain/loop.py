@@ -22,7 +22,6 @@ from .backoff import Backoff
 from .batch import Batch, Batches, Delivered
 from .files import FileSender
 from .memory import ServerMemory
-from .ranges import RangeCutter
 from .uploads import Uploads
 
 T = TypeVar("T")
@@ -52,7 +51,6 @@ class Drain:
         self._wake = asyncio.Event()
         self._retry_now = asyncio.Event()
         self._settled = asyncio.Event()
-        self._cutter = RangeCutter(spool, catalog)
         self.state, self.problem, self.server = "idle", "", ""
         self.refused = False
         self.restored = False  # at the last connect, the server had less than its receipts say
@@ -138,11 +136,11 @@ class Drain:
         await self._worker(self._note_server, server)
         target, traits = self._target, self._target.traits
         target.bind(ServerMemory(self._catalog, self._journal, server, self._worker))
-        audit = Audit(target, server, self._catalog, self._journal, self._cutter, self._worker, self.delivered, self._report)
-        self.restored = await audit.look()
         batches = Batches(self._spool, self._catalog, self._journal, server, limits, self._runs, traits)
         batches.delivered = self.delivered
-        again = Again(self._spool, self._catalog, self._journal, batches, traits, self._runs)
+        audit = Audit(target, server, self._catalog, self._journal, batches.cutter, self._worker, self.delivered, self._report)
+        self.restored = await audit.look()
+        again = Again(self._catalog, self._journal, batches, traits, self._runs)
         self.busy = batches.busy
         uploads = Uploads(self._spool, self._catalog, self._journal, server, self._runs, by_record=traits.files_by_record)
         files = FileSender(

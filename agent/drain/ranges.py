@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from simspool.agent.budget.account import WHOLE, Stretch, extend_over, had_spans
 from simspool.agent.catalog import Catalog
+from simspool.agent.chains import chain_over, walk
 from simspool.agent.journal import Cursor
 from simspool.agent.targets.port import Range
 from simspool.spool import Spool, SpoolError, frames, ids, layout
@@ -43,19 +43,6 @@ class _Piece:
 def _piece(row: tuple[Any, ...]) -> _Piece:
     first, last, segment, start, end, chain, gaps, irregular = row
     return _Piece(first, last, segment, start, end, chain, [(a, b, c) for a, b, c in json.loads(gaps or "[]")], bool(irregular))
-
-
-def walk(data: bytes, base: int, crc_seed: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (sequence, byte offset after, checksum) of the sequenced frames in `data`, which begins at offset `base` of its file."""
-    at = 0
-    while at + frames.MIN_FRAME <= len(data):
-        verdict, length = frames.check_frame(data, crc_seed, at)
-        if verdict != "valid":
-            return
-        kind, seq = data[at + 2], frames.HEAD.unpack_from(data, at)[4]
-        at += length
-        if kind not in UNSEQUENCED_KINDS:
-            yield seq, base + at, int.from_bytes(data[at - 4 : at], "little")
 
 
 class RangeCutter:
@@ -118,13 +105,9 @@ class RangeCutter:
     def is_damaged(self, sent: Range) -> bool:
         """Say whether a range that was sent does not hold the frames that were ingested."""
         head = json.loads(sent.data[4 : 4 + int.from_bytes(sent.data[:4], "little")])
-        chain, expected = head["chain"], sent.first
         body = sent.data[len(sent.data) - head["bytes"] :]
-        for seq, _, crc in walk(body, 0, segment_seed(ids.from_text(sent.writer), sent.segment)):
-            if seq >= expected:
-                chain = frames.extend_chain(frames.extend_chain_gap(chain, seq - expected), (crc,))
-                expected = seq + 1
-        return frames.extend_chain_gap(chain, sent.last + 1 - expected) != sent.chain_after
+        found = walk(body, 0, segment_seed(ids.from_text(sent.writer), sent.segment))
+        return chain_over(((seq, crc) for seq, _, crc in found), head["chain"], sent.first, sent.last) != sent.chain_after
 
     def _chain_after(self, writer: str, last: int) -> int:
         row = self._catalog.one('SELECT chain FROM pieces WHERE writer = ? AND "first" = ?', (writer, last + 1))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 from simspool.agent.catalog import Catalog
-from simspool.spool import frames, ids, layout
-from simspool.spool.records import UNSEQUENCED_KINDS
+from simspool.agent.chains import chain_over, walk
+from simspool.spool import ids, layout
 from simspool.spool.segment_header import seed as segment_seed
 
 from .follow import Followed
@@ -27,29 +27,20 @@ def is_as_taken(catalog: Catalog, followed: Followed) -> bool:
     )
     if not rows:
         return True
-    expected, start, _, segment, chain, _ = rows[0]
-    end, last = rows[-1][2], rows[-1][5]
+    first, _, _, segment, chain, _ = rows[0]
+    seed = segment_seed(ids.from_text(followed.writer), segment)
     try:
         fd = os.open(layout.segment_path(followed.tail.folder, segment, "open"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return True
     try:
-        data = os.pread(fd, end - start, start)
+        found = (
+            (seq, crc)
+            for _, start, end, *_ in rows
+            for seq, _, crc in walk(os.pread(fd, end - start, start), start, seed)
+        )  # fmt: skip
+        return chain_over(found, chain, first, rows[-1][5]) == followed.chain
     except OSError:
         return True
     finally:
         os.close(fd)
-    at, seed = 0, segment_seed(ids.from_text(followed.writer), segment)
-    while at + frames.MIN_FRAME <= len(data):
-        verdict, length = frames.check_frame(data, seed, at)
-        if verdict != "valid":
-            at = data.find(frames.MARKER_BYTES, at + 1)  # between the frames of a salvaged piece lies what was no frame then either
-            if at < 0:
-                break
-            continue
-        kind, seq = data[at + 2], frames.HEAD.unpack_from(data, at)[4]
-        at += length
-        if kind not in UNSEQUENCED_KINDS and seq >= expected:
-            chain = frames.extend_chain_gap(chain, seq - expected)
-            chain, expected = frames.extend_chain(chain, (int.from_bytes(data[at - 4 : at], "little"),)), seq + 1
-    return expected <= last + 1 and frames.extend_chain_gap(chain, last + 1 - expected) == followed.chain

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from simspool.agent.chains import NONE, chain_over
 from simspool.spool import Kind, frames, runstate
 from simspool.spool.frames import MetricBatch
 from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
@@ -364,21 +365,12 @@ def _chains(sent: Range, mark: int) -> tuple[int, int]:
     size = int.from_bytes(sent.data[:4], "little")
     head = json.loads(sent.data[4 : 4 + size])
     seed = SegmentHeader.unpack(sent.data[4 + size : 4 + size + STATIC_SIZE]).seed
-    chain, expected, at_mark = head["chain"], sent.first, head["chain"] if sent.first == mark + 1 else -1
+    numbered: list[tuple[int, int]] = []
     for item in frames.decode(memoryview(sent.data)[4 + size + STATIC_SIZE :], seed, {}).items:
-        numbered = [(row[1], row[-1]) for row in item.rows] if isinstance(item, MetricBatch) else [(item.seq, item.crc)]
-        for seq, crc in numbered:
-            if seq < expected:
-                continue
-            if expected <= mark < seq:
-                at_mark = frames.extend_chain_gap(chain, mark + 1 - expected)
-            chain = frames.extend_chain(frames.extend_chain_gap(chain, seq - expected), (crc,))
-            expected = seq + 1
-            if seq == mark:
-                at_mark = chain
-    if expected <= mark <= sent.last:
-        at_mark = frames.extend_chain_gap(chain, mark + 1 - expected)
-    return at_mark, frames.extend_chain_gap(chain, sent.last + 1 - expected)
+        numbered += [(row[1], row[-1]) for row in item.rows] if isinstance(item, MetricBatch) else [(item.seq, item.crc)]
+    below = [(seq, crc) for seq, crc in numbered if seq <= mark]
+    at_mark = chain_over(below, head["chain"], sent.first, mark) if sent.first - 1 <= mark <= sent.last else NONE
+    return at_mark, chain_over(numbered, head["chain"], sent.first, sent.last)
 
 
 def _digest(at: int, name: str) -> str:

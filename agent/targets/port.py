@@ -80,6 +80,11 @@ class Remark:
     writer: str
     first: int
 
+    @property
+    def row(self) -> tuple[str, int, str, str, str, int]:
+        """It as the journal has it."""
+        return self.writer, self.first, self.what, self.detail, self.run, self.count
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
