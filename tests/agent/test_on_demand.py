@@ -31,14 +31,16 @@ from simspool.spool import Spool
 from simspool.spool.lock import SpoolLock
 
 SCRIPT = """
-    import sys, time
+    import signal, sys, time
     from simspool.sdk import Run
+    asked = []
+    signal.signal(signal.SIGUSR1, lambda *_: asked.append("to end"))
     run = Run()
     run.init(sys.argv[1])
     print(run.id, flush=True)
     end = time.monotonic() + float(sys.argv[2])
     n = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and not asked:
         assert run.log_metrics({"n": n}, step=n)
         n += 1
         time.sleep(0.01)
@@ -235,11 +237,15 @@ def test_where_another_hosts_agent_has_the_spool_scripts_wait_longer(spool: Spoo
     lock = SpoolLock(spool)
     with lock:
         Path(spool.agent, "lock").write_text('{"pid": 4194304}')  # beyond the largest pid
-        process = script("elsewhere", 6)
+        process = script("elsewhere", 120.0)
+        process.stdout.readline()
+        wait_for(lambda: any(p.stat().st_size for p in Path(spool.agent, "hosts").glob("*.start")), "the start")
+        wait_for(lambda: note_of(Path(spool.path))["tries"] == 0, "the agent's note that the spool is another's")
+        left = note_of(Path(spool.path))["until"] - time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert LONGEST_PAUSE - 30 < left <= LONGEST_PAUSE
+        process.send_signal(signal.SIGUSR1)
         assert "agent sync" in process.communicate(timeout=60)[1]
         wait_for(lambda: not agents_of(Path(spool.path)), "its end")
-    left = note_of(Path(spool.path))["until"] - time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert LONGEST_PAUSE - 30 < left <= LONGEST_PAUSE
     assert starts(Path(spool.path)) == 0
 
 
