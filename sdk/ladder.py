@@ -57,6 +57,7 @@ class Ladder:
         self._turn = threading.Lock()
         self._seen: set[str] = set()
         self._listener: Listener | None = None
+        self._left = False
         self._act: _Act | None = None
 
     # ------------------------------------------------------------------ hearing
@@ -87,6 +88,8 @@ class Ladder:
             listener = Listener(path, self._heard)
             if listener.start():
                 self._listener = listener
+                if self._left:  # meanwhile, by another thread
+                    self.leave()
 
     def _heard(self, data: bytes) -> None:
         """In the listener's thread: act at once. A datagram that is no request means that the files are worth a look."""
@@ -122,9 +125,11 @@ class Ladder:
         leave_all()
         self._lock, self._turn = threading.RLock(), threading.Lock()
         self._listener = self._act = None
+        self._left = False
 
     def leave(self) -> None:
         """Hear no more."""
+        self._left = True
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.stop()
