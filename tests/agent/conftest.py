@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a test needs a child process
 from own_state import own_state  # noqa: F401 - autouse
-from real_server import RealServer
+from shared_fixtures import server, spool  # noqa: F401
 
 from simspool.agent.catalog import Catalog
-from simspool.spool import Spool, open_spool
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the campaign's module
 
@@ -33,17 +32,3 @@ def _close_catalogs_in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     yield
     for catalog in made:
         catalog.close()
-
-
-@pytest.fixture
-def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spool:
-    """An empty spool, also in the environment."""
-    monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))
-    return open_spool(tmp_path / "spool", create=True)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    """One real server for all tests: runs have ids of their own."""
-    with RealServer(tmp_path_factory.mktemp("server") / "data") as found:
-        yield found

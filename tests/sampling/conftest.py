@@ -14,9 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a test needs a child process
-from real_server import RealServer
+from shared_fixtures import server, spool  # noqa: F401
 
-from simspool.spool import Spool, open_spool
 from simspool.spool.process import start_ticks
 
 
@@ -30,19 +29,6 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     monkeypatch.setenv("SIMSPOOL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("HOME", str(tmp_path))
-
-
-@pytest.fixture
-def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spool:
-    """An empty spool, also in the environment."""
-    monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))
-    return open_spool(tmp_path / "spool", create=True)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    with RealServer(tmp_path_factory.mktemp("server") / "data") as found:
-        yield found
 
 
 class Program:

@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a test needs a child process
 from own_state import own_state  # noqa: F401 - autouse
-
-from simspool.spool import Spool, open_spool
+from shared_fixtures import spool  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `conformance` and the benches
 pytest.register_assert_rewrite("conformance")
-
-
-@pytest.fixture
-def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spool:
-    """An empty spool, also in the environment."""
-    monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))
-    return open_spool(tmp_path / "spool", create=True)

@@ -10,15 +10,7 @@ import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a 
 from command import Command
 from own_state import own_state  # noqa: F401 - autouse
 from real_server import RealServer
-
-from simspool.spool import Spool, open_spool
-
-
-@pytest.fixture
-def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spool:
-    """An empty spool, also in the environment."""
-    monkeypatch.setenv("SIMSPOOL_DIR", str(tmp_path / "spool"))
-    return open_spool(tmp_path / "spool", create=True)
+from shared_fixtures import spool  # noqa: F401
 
 
 @pytest.fixture
@@ -36,4 +28,3 @@ def agent(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return Command(capsys)
-
