@@ -40,9 +40,10 @@ class Client:
             if config.server_token is None:
                 notes = f" ({'; '.join(config.notes)})" if config.notes else ""
                 raise ConfigError(f"no token for {config.server_url}: set SIMSPOOL_TOKEN or SIMSPOOL_TOKEN_FILE{notes}")
+            from .keyring_token import resolve
             from .server_source import ServerSource
 
-            self._source = ServerSource(config.server_url, config.server_token)
+            self._source = ServerSource(config.server_url, resolve(config.server_token, "the token") or "", config.server_way)
         else:
             from .spool_source import SpoolSource
 

@@ -6,9 +6,13 @@ Looked up in this order, the first that answers counts, for each setting by itse
 - server: the arguments, SIMSPOOL_URL with SIMSPOOL_TOKEN or SIMSPOOL_TOKEN_FILE, `[server] url, token, token_file` in
 simspool.toml, then what
   the `simvue` package would use: SIMVUE_URL and SIMVUE_TOKEN, simvue.toml, simvue.ini, ~/.simvue.ini.
+- the way to the server: `[server] ca_file, client_cert, client_key, proxy, proxy_auth_file`, or SIMSPOOL_CA_FILE and so on.
+- what is kept out of what is captured: the `[redact]` table; what may leave the site: the `[leaving]` table (docs/security.md).
 - whether an agent is started where none serves the spool: the argument, SIMSPOOL_AGENT, `[agent] start` in simspool.toml; "auto" or "off".
 - a file of alerts for all runs: `agent run --alerts`, SIMSPOOL_ALERTS, `[agent] alerts` in simspool.toml (docs/alerts.md).
 - the country whose electricity counts for emissions (ISO 3166, "DEU"): SIMSPOOL_COUNTRY, `[emissions] country` in simspool.toml.
+- by which key bundles are signed, and whose are taken: the `[bundle]` table of simspool.toml (docs/bundles.md).
+- where bundles go by themselves, and from where they come: the `[relay]` table of simspool.toml (docs/relay.md).
 - further targets beside the server: the `[target.NAME]` tables of simspool.toml (docs/targets.md).
 - whom the agent tells of alerts: the `[notify]` table of simspool.toml (docs/notifications.md).
 - how much a spool may take: the `[budget]` table of simspool.toml, and SIMSPOOL_BUDGET_* for each of its keys (docs/budgets.md).
@@ -29,6 +33,8 @@ from simspool.spool import Durability
 
 from .budget import Budget, load_budget
 from .errors import ConfigError
+from .secret_files import KEYRING, check_private, read_secret
+from .way import Way, way_of_server
 
 _RUN_KEYS = ("name", "description", "tags", "folder", "metadata", "mode")
 _SEGMENTS = ("mapped", "file")
@@ -50,13 +56,15 @@ class Config:
     """The settings in force. The token is never shown by `repr`.
 
     `segments`: "mapped", "file" or None (by file system). `agent`: "auto" or "off". `alerts`: the file of a site's alerts. `country`: three
-    letters, or None. `notify` and `targets`: the tables as they are in the file. `sources` tells per setting where it came from; `notes`
-    what was found and could not be used.
+    letters, or None. `notify`, `targets`, `redact`, `leaving`, `bundle`, `relay`: the tables as they are in the file. `sources` tells per
+    setting where it came from; `notes` what was found and could not be used; `concerns` what can be used and is not safe. A token that
+    begins with "keyring:" is the name of one.
     """
 
     spool_dir: str
     server_url: str | None = None
     server_token: str | None = None
+    server_way: Way = field(default_factory=Way)
     durability: Durability = Durability.INTERVAL
     segments: str | None = None
     agent: str = "auto"
@@ -66,9 +74,14 @@ class Config:
     country: str | None = None
     notify: Mapping[str, Any] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    redact: Mapping[str, Any] = field(default_factory=dict)
+    leaving: Mapping[str, Any] = field(default_factory=dict)
+    bundle: Mapping[str, Any] = field(default_factory=dict)
+    relay: Mapping[str, Any] = field(default_factory=dict)
     run_defaults: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    concerns: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         token = "set" if self.server_token else "not set"
@@ -87,8 +100,9 @@ def load_config(
 ) -> Config:
     """Return the settings in force for this working folder (or `folder`) and environment. Arguments win.
 
-    Raises ConfigError for a simspool.toml that cannot be read and for a durability, segments or agent setting that does not exist.
-    Other tools' files and an unreadable token file only leave a note: recording needs neither.
+    Raises ConfigError for a simspool.toml that cannot be read, for a durability, segments or agent setting that does not exist, and for an
+    address with a user or password in it. Other tools' files, and a token file that cannot be read or that anybody can, only leave a note:
+    recording needs neither.
     """
     env = os.environ if environ is None else environ
     home = env.get("HOME") or os.path.expanduser("~")
@@ -134,12 +148,21 @@ def load_config(
         (env.get("SIMVUE_URL"), "SIMVUE_URL"),
         *foreign.values("url"),
     )
+    if url is not None:
+        from .address import check_address, hide
+
+        if url != hide(url):
+            if sources["url"] not in {"argument", "SIMSPOOL_URL", own_path}:
+                notes.append(f"the address in {sources['url']} is not used: it has a user, password or query in it")
+                url = None
+            else:
+                check_address(url, sources["url"])
     token, sources["token"] = look.first(
         (_secret(server_token), "argument"),
         (look.token_in(os.fspath(token_file) if token_file is not None else None), "argument"),
         (env.get("SIMSPOOL_TOKEN"), "SIMSPOOL_TOKEN"),
         (look.token_in(env.get("SIMSPOOL_TOKEN_FILE")), "SIMSPOOL_TOKEN_FILE"),
-        (look.own_text("server", "token"), own_path),
+        (look.own_token(), own_path),
         (look.token_in(_beside(own_path, look.own_text("server", "token_file"), home)), own_path),
         (env.get("SIMVUE_TOKEN"), "SIMVUE_TOKEN"),
         *foreign.values("token"),
@@ -149,11 +172,19 @@ def load_config(
     if not isinstance(targets, dict) or not all(isinstance(t, dict) for t in targets.values()):
         raise ConfigError(f"[target] in {own_path} must hold a table for each target: [target.NAME]")
     sources["targets"] = own_path if targets else ""
+    sources["bundle"] = own_path if own.get("bundle") else ""
+    sources["relay"] = own_path if own.get("relay") else ""
+    redact = look.table("redact")
+    if redact:
+        from .redaction import Redactor
+
+        Redactor.of(redact)  # what cannot be used is known now, and not when something is captured
     defaults = own.get("run") or foreign.toml.get("run") or {}
     return Config(
         spool_dir=os.path.abspath(_expand(spool_dir, home)),
         server_url=url.rstrip("/") if url else None,
         server_token=token.strip() if token else None,
+        server_way=way_of_server(look.table("server"), own_path, env, start, home),
         durability=_durability(durability, where),
         segments=segments,
         agent=start_agent or "auto",
@@ -163,9 +194,14 @@ def load_config(
         country=country,
         notify=look.table("notify"),
         targets=targets,
+        redact=redact,
+        leaving=look.table("leaving"),
+        bundle=look.table("bundle"),
+        relay=look.table("relay"),
         run_defaults={k: defaults[k] for k in _RUN_KEYS if k in defaults} if isinstance(defaults, dict) else {},
         sources={k: v for k, v in sources.items() if v},
         notes=tuple(notes),
+        concerns=tuple(look.concerns),
     )
 
 
@@ -174,6 +210,7 @@ class _Lookup:
 
     def __init__(self, own: dict[str, Any], own_path: str, notes: list[str]) -> None:
         self._own, self._own_path, self._notes = own, own_path, notes
+        self.concerns: list[str] = []
 
     @staticmethod
     def first(*found: tuple[str | None, str]) -> tuple[str | None, str]:
@@ -215,11 +252,27 @@ class _Lookup:
         if not path:
             return None
         try:
-            with open(path, encoding="utf-8") as f:
-                return f.read(1 << 16).strip() or None
-        except (OSError, UnicodeDecodeError) as error:
-            self._notes.append(f"the token file {path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}")
+            found, concern = read_secret(path)
+        except ConfigError as error:
+            self._notes.append(str(error))
             return None
+        if concern:
+            self.concerns.append(concern)
+        return found
+
+    def own_token(self) -> str | None:
+        """Return the token that stands in simspool.toml itself."""
+        found = self.own_text("server", "token")
+        if found is None or found.startswith(KEYRING):
+            return found
+        try:
+            concern = check_private(self._own_path, "[server] token in")
+        except ConfigError as error:  # the file's other settings hold all the same
+            self._notes.append(str(error))
+            return None
+        if concern:
+            self.concerns.append(concern)
+        return found
 
 
 class _Foreign:

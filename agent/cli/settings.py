@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_TOKEN_LIMIT = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,23 @@ class Settings:
         from simspool.sdk.config import load_config
 
         folder, environ, token = os.getcwd(), dict(os.environ), self._token_in_file()
+        concern = self._concern()
 
         def load() -> list[TargetSettings]:
             config = load_config(
                 spool=self.spool_option, server_url=self.url_option, server_token=token, folder=folder, environ=environ
             )  # fmt: skip
-            return load_targets(spool, config)
+            return load_targets(spool, replace(config, concerns=(concern, *config.concerns)) if concern else config)
 
         return load
 
     def _token_in_file(self) -> str | None:
         path = self.token_file or _credential()
         return None if path is None else read_token(path)
+
+    def _concern(self) -> str:
+        path = self.token_file or _credential()
+        return "" if path is None else _secret_in(path)[1]
 
     def open_spool(self, *, create: bool = False) -> Spool:
         """Open the spool. Raises InvalidSpool or NewerFormat, and CommandError when the disk refuses."""
@@ -86,15 +90,18 @@ class Settings:
 
 
 def read_token(path: str) -> str:
-    """Return the token in a file. Raises CommandError for a file that cannot be read or holds no token."""
+    """Return the token in a file. Raises CommandError for one that cannot be read, that everybody can read, or that holds no token."""
+    return _secret_in(path)[0]
+
+
+def _secret_in(path: str) -> tuple[str, str]:
+    from simspool.sdk.errors import ConfigError
+    from simspool.sdk.secret_files import read_secret
+
     try:
-        with open(path, encoding="ascii") as f:
-            token = f.read(_TOKEN_LIMIT).strip()
-    except (OSError, UnicodeError) as error:
-        raise CommandError(ExitCode.USAGE, f"cannot read the token in {path}: {error}") from None
-    if not token or len(token.split()) != 1:
-        raise CommandError(ExitCode.USAGE, f"{path} holds no token: one word is expected, as `agent serve` writes it")
-    return token
+        return read_secret(path)
+    except ConfigError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
 
 
 def _credential() -> str | None:

@@ -19,7 +19,7 @@ from .settings import Settings, common
 if TYPE_CHECKING:
     from simspool.agent.targets.settings import TargetSettings
 
-_KINDS = ("auto", "simspool", "simvue", "mlflow", "directory")
+_KINDS = ("auto", "simspool", "simvue", "mlflow", "directory", "bundle")
 _ASKED = 5  # times, for the round trip
 _PATIENCE = 60.0  # seconds for a target under test
 
@@ -35,7 +35,7 @@ def target() -> None:
 @target.command(short_help="Add a target to the spool.")
 @click.argument("name")
 @click.argument("kind", type=click.Choice(_KINDS))
-@click.argument("address", metavar="URL|PATH")
+@click.argument("address", metavar="[URL|PATH]", required=False)
 @click.option("--experiment", metavar="NAME", help="For mlflow: the experiment in which runs are made.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="For directory: how metrics are written (default jsonl).")
 @click.option("--best-effort", is_flag=True, help="Nothing is kept for it, and no sync fails without it.")
@@ -43,18 +43,23 @@ def target() -> None:
 @click.option("--uploads", type=click.IntRange(1, 64), metavar="N", help="The most files at a time.")
 @common
 def add(
-    settings: Settings, name: str, kind: str, address: str, experiment: str | None, form: str | None, best_effort: bool,
+    settings: Settings, name: str, kind: str, address: str | None, experiment: str | None, form: str | None, best_effort: bool,
     bandwidth: str | None, uploads: int | None,
 ) -> int:  # fmt: skip
     """Add a target to the spool: all that is recorded, also before now, is sent to it as well.
 
     --token-file is its own here, and is read again whenever the agent starts. A running agent takes the target up within seconds.
+    Kind bundle has no address: bundles carry to it (`agent bundle create`), and receipts come back.
     """
     from simspool.agent.targets.settings import own_targets, parse, save_own
     from simspool.sdk.errors import ConfigError
 
     table: dict[str, Any] = {"kind": kind}
-    if kind == "directory":
+    if (address is None) != (kind == "bundle"):
+        raise click.UsageError("kind bundle has no address" if address is not None else f"an address is missing: kind {kind} needs one")
+    if address is None:
+        pass
+    elif kind == "directory":
         table["path"] = os.path.abspath(os.path.expanduser(address))
     else:
         table["url"] = address
@@ -86,7 +91,8 @@ def add(
     if settings.json:
         output.echo_json(_listed(made))
     else:
-        output.echo(output.safe(f"added {name}: {made.kind} at {made.address}; `agent target test {name}` tries it"))
+        then = "`agent bundle create` carries to it" if kind == "bundle" else f"`agent target test {name}` tries it"
+        output.echo(output.safe(f"added {name}: {made.kind} at {made.address}; {then}"))
     return ExitCode.OK
 
 
@@ -134,8 +140,8 @@ def list_(settings: Settings) -> int:
     for one in present:
         lane = states.get(one.address, {})
         rows.append({
-            **_listed(one), "state": lane.get("state") or "no agent runs", "problem": lane.get("problem", ""),
-            "server": servers.get(one.address, ""), "waiting": waiting.get(one.address, 0),
+            **_listed(one), "state": "by bundles" if one.kind == "bundle" else lane.get("state") or "no agent runs",
+            "problem": lane.get("problem", ""), "server": servers.get(one.address, ""), "waiting": waiting.get(one.address, 0),
         })  # fmt: skip
     if settings.json:
         for row in rows:
@@ -230,6 +236,8 @@ async def _try(settings: TargetSettings) -> tuple[ExitCode, dict[str, Any]]:
     from simspool.agent.targets.build import make_target
     from simspool.agent.targets.port import Refused, Unreachable
 
+    if settings.kind == "bundle":
+        return ExitCode.OK, {"note": "nothing connects to it: bundles carry to it (`agent bundle create`)"}
     target = None
     try:
         target = make_target(settings)
@@ -261,6 +269,8 @@ async def _try(settings: TargetSettings) -> tuple[ExitCode, dict[str, Any]]:
 def _said(found: dict[str, Any]) -> list[tuple[str, object]]:
     if "error" in found:
         return [("problem", found["error"])]
+    if "note" in found:
+        return [("note", found["note"])]
     limits, trip, size = found["limits"], found["round_trip"], output.human_bytes
     return [
         ("server", found["server"] + (f", version {found['version']}" if found["version"] else "")),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from .port import Target
-from .settings import TargetSettings
+from .port import Refused, Target
+from .settings import BUNDLE, TargetSettings
 
 
 def make_target(settings: TargetSettings) -> Target:
     """Return a target, not connected yet. Raises Refused for an address that cannot be one."""
+    if settings.kind == BUNDLE:
+        raise Refused(f"nothing connects to the target {settings.name}: bundles carry to it (`agent bundle create`)")
     if settings.kind == "mlflow":
         from .mlflow import MLflowTarget
 

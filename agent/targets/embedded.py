@@ -9,6 +9,8 @@ from typing import Any
 
 import zstandard
 
+from simspool.sdk.way import Way
+
 from . import recounted
 from .http import Body, FileBody, HttpCaller, plain_text
 from .pace import Pace
@@ -28,11 +30,12 @@ class EmbeddedTarget:
     """Speaks the drain protocol over HTTP. Redirects are not followed, proxies of the environment not used: the token stays here."""
 
     def __init__(
-        self, url: str, token: str, *, timeout: float = 60.0, bandwidth: float | None = None, uploads: int | None = None
-    ) -> None:
+        self, url: str, token: str, *, timeout: float = 60.0, bandwidth: float | None = None, uploads: int | None = None,
+        way: Way | None = None,
+    ) -> None:  # fmt: skip
         url = url.rstrip("/").removesuffix("/api")
         pace = Pace(bandwidth) if bandwidth else None
-        self._http = HttpCaller(url, {"Authorization": f"Bearer {token}"}, timeout=timeout, pace=pace, advice=_ADVICE)
+        self._http = HttpCaller(url, {"Authorization": f"Bearer {token}"}, timeout=timeout, pace=pace, advice=_ADVICE, way=way)
         self.url = self._http.url
         self.version = ""  # of the server, once it is known
         self.traits = Traits(uploaders=uploads) if uploads else Traits()
@@ -43,7 +46,7 @@ class EmbeddedTarget:
     @classmethod
     def of(cls, settings: TargetSettings) -> EmbeddedTarget:
         """Return the target that settings mean. Raises Refused for an address that cannot be one."""
-        return cls(settings.url, settings.token or "", bandwidth=settings.bandwidth, uploads=settings.uploads)
+        return cls(settings.url, settings.token or "", bandwidth=settings.bandwidth, uploads=settings.uploads, way=settings.way)
 
     async def _call(
         self, method: str, path: str, *, value: Any = None, body: bytes | Body | None = None, headers: Mapping[str, str] | None = None,
@@ -139,7 +142,7 @@ class EmbeddedTarget:
         made = {}
         for _, writer in writers:
             mark = found.get(writer, [0])
-            if not isinstance(mark, list) or not mark or type(mark[0]) is not int:
+            if not isinstance(mark, list) or not mark or type(mark[0]) is not int or not 0 <= mark[0] < 1 << 62:
                 raise Unreachable(f"{self.url} answers a mark that makes no sense for writer {writer}")
             made[writer] = mark[0]
         return made

@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import json
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
+
+from simspool.sdk import tls
+from simspool.sdk.address import check_address, hide
+from simspool.sdk.errors import ConfigError
+from simspool.sdk.way import Way
 
 from .pace import Pace
 from .port import Refused, TooLarge, Unreachable
@@ -89,27 +95,50 @@ class FileBody:
 class HttpCaller:
     """The connections to one server.
 
-    Redirects are not followed and proxies of the environment not used: the token in `headers` goes to `url` alone. `timeout` (s) is for
+    Redirects are not followed and proxies of the environment not used: the token in `headers` goes to `url` alone, and so does our
+    certificate. `way` has whom to trust and the proxy, where one is wanted. Every server's certificate is verified. `timeout` (s) is for
     each block of a body and for the whole of an answer: a server that hangs, or drips, holds nothing up for ever. `pace` caps what all
     calls send together. `advice` tells people what to do where the token is refused.
     """
 
     def __init__(
         self, url: str, headers: Mapping[str, str] | None = None, *, timeout: float = 60.0, pace: Pace | None = None,
-        advice: str = "set another token",
+        advice: str = "set another token", way: Way | None = None,
     ) -> None:  # fmt: skip
-        url = url.rstrip("/")
-        if not url.startswith(("http://", "https://")):
-            raise Refused(f"the server's URL must begin with http:// or https://, not {url!r}: set SIMSPOOL_URL or --url")
-        self.url = url
+        try:
+            self.url = check_address(url, "SIMSPOOL_URL, --url or the target")
+        except ConfigError as error:
+            raise Refused(str(error)) from None
+        self._way = way or Way()
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._stamp = self._way.tls.stamp
+        self._proxy: dict[str, Any] = {}
         self._headers = dict(headers or {})
         self._timeout, self._pace, self._advice = timeout, pace, advice
+        self.quickest = float("inf")  # s that an answer took at least: how far away the server is, at most
         self._session: aiohttp.ClientSession | None = None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
+            if self._way.proxy is not None:
+                auth = self._way.proxy_auth()
+                self._proxy = {"proxy": self._way.proxy}
+                if auth is not None:
+                    self._proxy["proxy_headers"] = {"Proxy-Authorization": aiohttp.encode_basic_auth(*auth)}
             self._session = aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar())
         return self._session
+
+    def _trust(self, url: str, *, ours: bool) -> ssl.SSLContext | bool:
+        """Return how a server is to be known. Renewed files count for new connections. Raises ConfigError."""
+        if not url.startswith("https://"):
+            return True
+        stamp = self._way.tls.stamp
+        if stamp != self._stamp:
+            self._contexts.clear()
+            self._stamp = stamp
+        if ours not in self._contexts:
+            self._contexts[ours] = tls.client_context(self._way.tls, with_certificate=ours)
+        return self._contexts[ours]
 
     async def call(
         self, method: str, path: str, *, params: Mapping[str, str] | list[tuple[str, str]] | None = None, value: Any = None,
@@ -130,7 +159,15 @@ class HttpCaller:
         if value is not None:
             body = json.dumps(value).encode()
             sent.setdefault("Content-Type", "application/json")
-        answer = await self._exchange(method, url, params, body, sent, name, bulk=bulk, patience=patience or self._timeout)
+        try:
+            session, trust = self._open(), self._trust(name, ours=ours)
+        except ConfigError as error:
+            raise Refused(f"{name} is not called: {error}") from None
+        if not name.startswith("https://"):
+            sent |= self._proxy.get("proxy_headers", {})  # without a tunnel the proxy reads the request itself
+        began = time.perf_counter()
+        answer = await self._exchange(session, method, url, params, body, sent, name, trust, bulk=bulk, patience=patience or self._timeout)
+        self.quickest = min(self.quickest, time.perf_counter() - began)
         status = answer.status
         if status in expected:
             return answer
@@ -145,8 +182,8 @@ class HttpCaller:
         raise Unreachable(f"{name} answers {status}{answer.detail}", answer.after)
 
     async def _exchange(
-        self, method: str, url: str | URL, params: Any, body: bytes | Body | None, headers: dict[str, str], name: str, *, bulk: bool,
-        patience: float,
+        self, session: aiohttp.ClientSession, method: str, url: str | URL, params: Any, body: bytes | Body | None, headers: dict[str, str],
+        name: str, trust: ssl.SSLContext | bool, *, bulk: bool, patience: float,
     ) -> Answer:  # fmt: skip
         data: Any = None
         try:
@@ -156,15 +193,30 @@ class HttpCaller:
                     headers["Content-Length"] = str(size)
                     data = self._paced(body, limit, patience, bulk=bulk) if size else b""
                 waits = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=patience)
-                async with self._open().request(
-                    method, url, params=params, data=data, headers=headers, allow_redirects=False, timeout=waits
+                async with session.request(
+                    method, url, params=params, data=data, headers=headers, allow_redirects=False, timeout=waits, ssl=trust, **self._proxy
                 ) as answer:
                     raw = await answer.content.read(ANSWER_LIMIT + 1)
                     while len(raw) <= ANSWER_LIMIT and not answer.content.at_eof():
                         raw += await answer.content.read(ANSWER_LIMIT + 1 - len(raw))
                     return Answer(answer.status, answer.headers, raw)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise Unreachable(f"{name} cannot be reached: {_reason(error)}") from None
+            raise self._failed(error, name) from None
+
+    def _failed(self, error: Exception, name: str) -> Refused | Unreachable:
+        """Return what an error of a connection means."""
+        said = _reason(error)
+        if name.startswith("https://"):
+            shown = self._way.tls if name == self.url else tls.Tls(self._way.tls.ca_file)
+            wrong = tls.problem(error, shown)
+            if wrong is not None and wrong.is_refusal:
+                return Refused(f"{name} refuses us: {wrong.text}")
+            if wrong is not None:
+                said = wrong.text
+            elif isinstance(error, aiohttp.ClientConnectionError) and not isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
+                said = tls.closed_at_once(shown)
+        by = f" by the proxy {hide(self._way.proxy)}" if self._way.proxy else ""
+        return Unreachable(f"{name} cannot be reached{by}: {said}")
 
     async def _paced(self, body: bytes | Body, limit: asyncio.Timeout, seconds: float, *, bulk: bool) -> AsyncIterator[bytes | memoryview]:
         """Give out blocks; each one that is asked for says that the one before has left. Our own pace is not the server's fault."""
@@ -216,6 +268,8 @@ def _origin(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"it answers {error.status}" + (": its user and password belong into proxy_auth_file" if error.status == 407 else "")
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or str(error.os_error)
     if isinstance(error, aiohttp.InvalidURL):

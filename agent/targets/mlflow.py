@@ -31,7 +31,8 @@ class MLflowTarget:
     def __init__(self, settings: TargetSettings) -> None:
         self.url = settings.address
         self.traits = Traits("idempotent", files_by_record=True, senders=2, uploaders=settings.uploads or 6)
-        self._api = Api(settings.url, str(settings.options.get("experiment") or EXPERIMENT), settings.token, settings.bandwidth)
+        experiment = str(settings.options.get("experiment") or EXPERIMENT)
+        self._api = Api(settings.url, experiment, settings.token, settings.bandwidth, settings.way)
         self._runs = Runs(self._api)
         self._sender = Sender(self._api, self._runs)
         self._files = Files(self._api, self._runs)
@@ -114,7 +115,9 @@ class MLflowTarget:
         files = {path: size async for path, size in self._walk(there, "")}
         names = {resource_here(key): key for key in metrics if key.startswith("system/")}
         names |= {ours: key.removeprefix(NAME) for key, ours in there.tags.items() if key.startswith(NAME)}
-        marks = {key.removeprefix("simspool.mark."): int(v.split()[0]) for key, v in there.tags.items() if key.startswith("simspool.mark.")}
+        with self._api.sensible("marks"):
+            said = {key.removeprefix("simspool.mark."): v for key, v in there.tags.items() if key.startswith("simspool.mark.")}
+            marks = {writer: int(v.split()[0]) for writer, v in said.items()}
         return Recount(
             metrics, await self._events(there, files), {path: size for path, size in files.items() if not _is_ours(path)},
             status_here(there.status, there.tags), first, last, {ours: key for ours, key in names.items() if key in metrics}, marks,
@@ -138,8 +141,9 @@ class MLflowTarget:
 
         async def one(path: str) -> None:
             data = await self._api.get(f"{there.files}/{path}") or b""
-            lines = [json.loads(line) for line in data.splitlines() if b'"kind":"event"' in line]
-            seen.update((line["writer"], line["seq"]) for line in lines if line["kind"] == "event")
+            with self._api.sensible("records"):
+                lines = [json.loads(line) for line in data.splitlines() if b'"kind":"event"' in line]
+                seen.update((line["writer"], line["seq"]) for line in lines if line["kind"] == "event")
 
         await _each([path for path in files if path.startswith(RECORDS)], one)
         return len(seen)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
+
+from simspool.sdk.way import Way
 
 from .http import Answer, FileBody, HttpCaller, plain_text
 from .pace import Pace
@@ -59,9 +62,9 @@ class RunThere:
         return cls(
             str(info["run_id"]), str(info["experiment_id"]), _proxied(uri), str(info.get("run_name") or ""), str(info["status"]),
             int(end) if end else None, info.get("lifecycle_stage") == "deleted",
-            {p["key"]: p.get("value", "") for p in data.get("params", ())},
-            {t["key"]: t.get("value", "") for t in data.get("tags", ())},
-            [m["key"] for m in data.get("metrics", ())],
+            {str(p["key"]): str(p.get("value", "")) for p in data.get("params", ())},
+            {str(t["key"]): str(t.get("value", "")) for t in data.get("tags", ())},
+            [str(m["key"]) for m in data.get("metrics", ())],
         )  # fmt: skip
 
 
@@ -77,17 +80,22 @@ def _proxied(uri: str) -> str | None:
 class Api:
     """One server and one experiment. Methods raise Unreachable, Refused and TooLarge as HttpCaller does, and Rejected."""
 
-    def __init__(self, url: str, experiment: str, token: str | None, bandwidth: float | None) -> None:
+    def __init__(self, url: str, experiment: str, token: str | None, bandwidth: float | None, way: Way | None = None) -> None:
         headers = {}
         if token:
             basic = base64.b64encode(token.encode()).decode()
             headers["Authorization"] = f"Basic {basic}" if ":" in token else f"Bearer {token}"
         pace = Pace(bandwidth) if bandwidth else None
-        self._http = HttpCaller(url, headers, pace=pace, advice=_ADVICE)
-        self._bulk = HttpCaller(url, headers, timeout=_FILES_TIMEOUT, pace=pace, advice=_ADVICE)
+        self._http = HttpCaller(url, headers, pace=pace, advice=_ADVICE, way=way)
+        self._bulk = HttpCaller(url, headers, timeout=_FILES_TIMEOUT, pace=pace, advice=_ADVICE, way=way)
         self.url, self._name = url, experiment
         self.experiment = ""
         self._experiments = asyncio.Lock()
+
+    @property
+    def quickest(self) -> float:
+        """The shortest time (s) that the server took to answer: how far away it is, at most."""
+        return self._http.quickest
 
     async def _call(self, method: str, path: str, value: Any = None, params: Mapping[str, str] | None = None) -> Any:
         answer = await self._http.call(method, path, value=value, params=params, expected=(200, 400, 404, 409, 422, 501))
@@ -118,23 +126,23 @@ class Api:
         version = answer.body[:40].decode(errors="replace") if answer.status == 200 else "unknown"
         async with self._experiments:
             try:
-                value = self._checked(found)["experiment"]
+                value = self._experiment(self._checked(found))
             except Rejected as error:
                 if not error.is_gone:
                     raise Refused(f"{self.url} does not tell of experiment {self._name!r} (MLflow {version}): {error}") from None
                 value = await self._create(path, query)
             if value.get("lifecycle_stage") == "deleted":
                 await self._call("POST", f"{_API}/experiments/restore", {"experiment_id": value["experiment_id"]})
-            own = _tag(value, _OWN_ID)
+            own = value["tags"].get(_OWN_ID)
             if own is None:
                 tag = {"experiment_id": value["experiment_id"], "key": _OWN_ID, "value": secrets.token_hex(16)}
                 await self._call("POST", f"{_API}/experiments/set-experiment-tag", tag)
-                value = (await self._call("GET", path, params=query))["experiment"]
-                own = _tag(value, _OWN_ID)
+                value = self._experiment(await self._call("GET", path, params=query))
+                own = value["tags"].get(_OWN_ID)
         if not own:
             raise Unreachable(f"{self.url} does not keep the tag of experiment {self._name!r}")
         self.experiment = str(value["experiment_id"])
-        return own
+        return str(own)
 
     async def _create(self, path: str, query: Mapping[str, str]) -> Any:
         try:
@@ -143,7 +151,12 @@ class Api:
         except Rejected as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody else was first
                 raise Refused(f"{self.url} does not make experiment {self._name!r}: {error}") from None
-        return (await self._call("GET", path, params=query))["experiment"]
+        return self._experiment(await self._call("GET", path, params=query))
+
+    def _experiment(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        with self.sensible("an experiment"):
+            found = answer["experiment"]
+            return {"experiment_id": str(found["experiment_id"]), "lifecycle_stage": found.get("lifecycle_stage"), "tags": _tags(found)}
 
     async def run(self, id_there: str) -> RunThere | None:
         """Return a run by its id there; None when there is none."""
@@ -153,7 +166,7 @@ class Api:
             if error.is_gone or error.code == "INVALID_PARAMETER_VALUE":
                 return None
             raise
-        return self._read(value["run"])
+        return self._read(value.get("run"))
 
     async def find(self, key: str, value: str) -> RunThere | None:
         """Return the run of our experiment with this tag, one in the bin only where there is no other; None without any."""
@@ -161,7 +174,9 @@ class Api:
             "experiment_ids": [self.experiment], "filter": f"tags.`{key}` = '{value}'", "run_view_type": "ALL", "max_results": 20,
         }  # fmt: skip
         answer = await self._call("POST", f"{_API}/runs/search", body)
-        found = [self._read(one) for one in answer.get("runs", ())]
+        with self.sensible("a list of runs"):
+            listed = list(answer.get("runs", ()))
+        found = [self._read(one) for one in listed]
         found.sort(key=lambda run: (run.deleted, -len(run.tags), run.id))
         return found[0] if found else None
 
@@ -170,13 +185,19 @@ class Api:
         body: dict[str, Any] = {"experiment_id": self.experiment, "start_time": start, "tags": _pairs(tags)}
         if name:
             body["run_name"] = name
-        return self._read((await self._call("POST", f"{_API}/runs/create", body))["run"])
+        return self._read((await self._call("POST", f"{_API}/runs/create", body)).get("run"))
 
     def _read(self, value: Any) -> RunThere:
-        try:
+        with self.sensible("a run"):
             return RunThere.of(value)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise Unreachable(f"{self.url} answers a run that makes no sense") from None
+
+    @contextlib.contextmanager
+    def sensible(self, what: str) -> Iterator[None]:
+        """For the reading of an answer: one that is not as MLflow's are counts as none."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+            raise Unreachable(f"{self.url} answers {what} that makes no sense") from None
 
     async def log(self, run: str, body: bytes) -> None:
         """Send a batch; `body` is its JSON without the braces and the run's id."""
@@ -208,12 +229,15 @@ class Api:
         while True:
             query = {"run_id": run, "metric_key": metric, "max_results": str(_PAGE)} | ({"page_token": token} if token else {})
             page = await self._call("GET", f"{_API}/metrics/get-history", params=query)
-            points = page.get("metrics", [])
-            if points:
-                ends = [(int(p.get("step", 0)), float(p.get("value", 0.0))) for p in (points[0], points[-1])]
-                first, last = (first if count else ends[0]), ends[1]
-            count += len(points)
-            token = page.get("next_page_token", "")
+            with self.sensible("points"):
+                points = list(page.get("metrics", ()))
+                if points:
+                    ends = [(int(p.get("step", 0)), float(p.get("value", 0.0))) for p in (points[0], points[-1])]
+                    first, last = (first if count else ends[0]), ends[1]
+                count += len(points)
+                before, token = token, str(page.get("next_page_token") or "")
+                if token and token == before:
+                    raise ValueError("the same page for ever")
             if not token or not points:
                 return count, first, last
 
@@ -227,7 +251,8 @@ class Api:
             if error.is_gone:
                 return {}
             raise
-        return {f["path"]: None if f.get("is_dir") else int(f.get("file_size", 0)) for f in value.get("files", ())}
+        with self.sensible("a list of files"):
+            return {str(f["path"]): None if f.get("is_dir") else int(f.get("file_size", 0)) for f in value.get("files", ())}
 
     async def put(self, path: str, body: bytes | FileBody, *, bulk: bool = False) -> None:
         """Write a file; one that is there is replaced."""
@@ -287,8 +312,5 @@ def _number(value: float) -> float | str:
     return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
 
 
-def _tag(experiment: Mapping[str, Any], key: str) -> str | None:
-    for tag in experiment.get("tags", ()):
-        if tag.get("key") == key:
-            return str(tag.get("value"))
-    return None
+def _tags(experiment: Mapping[str, Any]) -> dict[str, str]:
+    return {str(tag.get("key")): str(tag.get("value")) for tag in experiment.get("tags", ())}

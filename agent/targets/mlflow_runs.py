@@ -35,7 +35,7 @@ class Entry:
     def mark(self, writer: str) -> tuple[int, int]:
         """Return the last record that the server has of a writer, and the chain there; zeros where it says nothing that makes sense."""
         said = self.there.tags.get(MARK + writer, "").split() if self.there is not None else []
-        if len(said) == 2 and said[0].isdecimal() and said[1].isdecimal():
+        if len(said) == 2 and all(one.isdecimal() and len(one) < 20 for one in said):
             return int(said[0]), int(said[1])
         return 0, 0
 

@@ -11,28 +11,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from simspool.sdk.address import check_address, is_in_the_clear
 from simspool.sdk.config import Config
 from simspool.sdk.errors import ConfigError
+from simspool.sdk.keyring_token import resolve
+from simspool.sdk.secret_files import KEYRING, read_secret
+from simspool.sdk.way import WAY_KEYS, Way, way_of
 from simspool.spool import Spool, atomic
 
-KINDS = ("auto", "simspool", "simvue", "mlflow", "directory")
-"""`auto`: asked which of simspool and simvue it speaks."""
+BUNDLE = "bundle"
+KINDS = ("auto", "simspool", "simvue", "mlflow", "directory", BUNDLE)
+"""`auto`: asked which of simspool and simvue it speaks. `bundle`: nothing connects to it, bundles carry to it and receipts come back."""
 SERVER = "server"  # the name of [server]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(i?)B?(?:/s)?\s*")
 _KEYS = {
     "kind": str, "url": str, "path": str, "token_file": str, "required": bool, "enabled": bool, "bandwidth": (str, int), "uploads": int,
-    "experiment": str, "format": str,
+    "experiment": str, "format": str, "token": str, **dict.fromkeys(WAY_KEYS, str),
 }  # fmt: skip
 _OPTIONS = {"mlflow": ("experiment",), "directory": ("format",)}
+_OF_BUNDLES = frozenset({"kind", "required", "enabled"})
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """One target. `url` is its address, or a folder's path for kind `directory`. `token` is never shown by `repr`.
+    """One target. `url` is its address, a folder's path for kind `directory`, or "bundle:" and its name, which is the server's id as well.
+    `token` is never shown by `repr`.
 
     `bandwidth` is in bytes a second (None: no cap), `uploads` the most files at a time (None: the target's own). `options` are those of the
-    kind. `source` tells where it comes from: a file's path, or "spool".
+    kind, `way` is how its server is reached. `source` tells where it comes from: a file's path, or "spool". `concerns` are what is not safe
+    about it, for people.
     """
 
     name: str
@@ -42,8 +50,10 @@ class TargetSettings:
     required: bool = True
     bandwidth: float | None = None
     uploads: int | None = None
+    way: Way = field(default_factory=Way)
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    concerns: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def address(self) -> str:
@@ -66,7 +76,7 @@ def load_targets(spool: Spool, config: Config, read_token: Any = None) -> list[T
     """
     made: list[TargetSettings] = []
     if config.server_url:
-        made.append(TargetSettings(SERVER, "auto", config.server_url, config.server_token, source=config.sources.get("url", "")))
+        made.append(_server(config))
     source = config.sources.get("targets", "")
     tables = [(name, table, source) for name, table in config.targets.items()]
     tables += [(name, table, "spool") for name, table in own_targets(spool).items()]
@@ -81,6 +91,21 @@ def load_targets(spool: Spool, config: Config, read_token: Any = None) -> list[T
                 raise ConfigError(f"targets {other.name!r} and {name!r} are one: {found.address}: remove one")
         made.append(found)
     return made
+
+
+def _server(config: Config) -> TargetSettings:
+    assert config.server_url is not None
+    token = resolve(config.server_token, "[server]")
+    concerns = (*config.concerns, *_in_the_clear(SERVER, config.server_url, token))
+    return TargetSettings(
+        SERVER, "auto", config.server_url, token, way=config.server_way, source=config.sources.get("url", ""), concerns=concerns
+    )
+
+
+def _in_the_clear(name: str, url: str, token: str | None) -> list[str]:
+    if not token or not is_in_the_clear(url):
+        return []
+    return [f"target {name}: the token and the data go to {url} unencrypted, for all on the way to read: use https://, or an SSH tunnel"]
 
 
 def own_targets(spool: Spool) -> dict[str, dict[str, Any]]:
@@ -121,14 +146,18 @@ def parse(name: str, table: Mapping[str, Any], source: str) -> TargetSettings | 
         for key in keys:
             if key in table and other != kind:
                 raise ConfigError(f"{where}: {key} is a setting of kind {other!r}, not of {kind!r}")
+    if kind == BUNDLE and (extra := [key for key in table if key not in _OF_BUNDLES]):
+        raise ConfigError(f"{where}: {extra[0]} is no setting of kind {BUNDLE!r}: nothing connects to it")
     if table.get("enabled") is False:
         return None
+    if kind == BUNDLE:
+        return TargetSettings(name, BUNDLE, f"{BUNDLE}:{name}", required=table.get("required", True), source=source)
     key = "path" if kind == "directory" else "url"
     url = table.get(key)
     if not url:
         raise ConfigError(f"{where}: {key} is missing")
-    if kind != "directory" and not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{where}: url must begin with http:// or https://, not {url!r}")
+    if kind != "directory":
+        url = check_address(url, where)
     if "path" in table and kind != "directory":
         raise ConfigError(f"{where}: path is a setting of kind 'directory', not of {kind!r}")
     if kind == "directory" and not os.path.isabs(os.path.expanduser(url)):
@@ -136,24 +165,27 @@ def parse(name: str, table: Mapping[str, Any], source: str) -> TargetSettings | 
     uploads = table.get("uploads")
     if uploads is not None and not 1 <= uploads <= 64:
         raise ConfigError(f"{where}: uploads = {uploads} must be from 1 to 64")
+    token, concern = _token(table, where)
     return TargetSettings(
-        name, kind, os.path.expanduser(url) if kind == "directory" else url.rstrip("/"), _token(table.get("token_file"), where),
-        table.get("required", True), _rate(table.get("bandwidth"), where), uploads,
+        name, kind, os.path.expanduser(url) if kind == "directory" else url, token,
+        table.get("required", True), _rate(table.get("bandwidth"), where), uploads, way_of(table, where, os.path.expanduser),
         {k: table[k] for k in _OPTIONS.get(kind, ()) if k in table}, source,
+        tuple(c for c in (concern, *_in_the_clear(name, url, token)) if c),
     )  # fmt: skip
 
 
-def _token(path: str | None, where: str) -> str | None:
+def _token(table: Mapping[str, Any], where: str) -> tuple[str | None, str]:
+    path, named = table.get("token_file"), table.get("token")
+    if path is not None and named is not None:
+        raise ConfigError(f"{where}: token and token_file are one thing: give one of them")
+    if named is not None:
+        if not named.startswith(KEYRING):
+            raise ConfigError(f'{where}: a token does not stand in settings: put it into a token_file, or name it, "keyring:SERVICE/USER"')
+        return resolve(named, where), ""
     if path is None:
-        return None
-    try:
-        with open(os.path.expanduser(path), encoding="ascii") as file:
-            token = file.read(64 << 10).strip()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{where}: the token in {path} cannot be read: {error}") from None
-    if len(token.split()) != 1:
-        raise ConfigError(f"{where}: {path} holds no token: one word is expected")
-    return token
+        return None, ""
+    found, concern = read_secret(os.path.expanduser(path), f"{where}: the token file")
+    return found, concern
 
 
 def _rate(value: str | int | None, where: str) -> float | None:

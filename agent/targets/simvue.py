@@ -34,7 +34,7 @@ class SimvueTarget:
 
     def __init__(self, settings: TargetSettings, *, timeout: float = 60.0) -> None:
         self.url = settings.address
-        self._api = Api(self.url, settings.token or "", settings.bandwidth, timeout)
+        self._api = Api(self.url, settings.token or "", settings.bandwidth, timeout, settings.way)
         self.traits = Traits("at-least-once", files_by_record=True, uploaders=settings.uploads or 6)
         self._runs: OrderedDict[str, SimvueRun] = OrderedDict()
         self._memory: Memory | None = None

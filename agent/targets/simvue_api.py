@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import msgpack
 
+from simspool.sdk.way import Way
+
 from .http import ANSWER_LIMIT, Answer, Body, FileBody, HttpCaller, plain_text
 from .pace import Pace
 from .port import Foreign, NotNow, TooLarge, Unreachable
@@ -35,7 +37,7 @@ class Rejected(Exception):
 
     def _said(self) -> str:
         if isinstance(self.detail, list):
-            said = [f"{'.'.join(str(p) for p in d.get('loc', ()))}: {d.get('msg')}" for d in self.detail[:5] if isinstance(d, dict)]
+            said = [f"{_place(d)}: {d.get('msg')}" for d in self.detail[:5] if isinstance(d, dict)]
             return plain_text("; ".join(said))[:400]
         return plain_text(self.detail or f"it answers {self.status}")[:400]
 
@@ -120,9 +122,9 @@ class Form:
 class Api:
     """One server. Methods raise Unreachable, Refused and TooLarge as HttpCaller does, and Rejected."""
 
-    def __init__(self, url: str, token: str, bandwidth: float | None, timeout: float) -> None:
+    def __init__(self, url: str, token: str, bandwidth: float | None, timeout: float, way: Way | None = None) -> None:
         pace = Pace(bandwidth) if bandwidth else None
-        self._http = HttpCaller(url, {"Authorization": f"Bearer {token}"}, timeout=timeout, pace=pace, advice=_ADVICE)
+        self._http = HttpCaller(url, {"Authorization": f"Bearer {token}"}, timeout=timeout, pace=pace, advice=_ADVICE, way=way)
         self.url = url
         self.levels = True  # whether events have levels here
         self._folders: dict[str, str] = {}
@@ -177,7 +179,7 @@ class Api:
             raise Unreachable(f"{self.url} does not show run {identity}: {error}") from None
         try:
             return RunThere.of(value)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise Unreachable(f"{self.url} answers a run that makes no sense") from None
 
     async def find(self, run: str) -> RunThere | None:
@@ -254,7 +256,7 @@ class Api:
         value = await self.call("GET", "/metrics", params=query)
         try:
             return [(int(one["step"]), float(one["value"])) for one in (value.get(run) or {}).get(metric) or ()]
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise Unreachable(f"{self.url} answers points that make no sense") from None
 
     # alerts
@@ -326,6 +328,11 @@ class Api:
     async def close(self) -> None:
         """Let go of the connections."""
         await self._http.close()
+
+
+def _place(complaint: Mapping[str, Any]) -> str:
+    found = complaint.get("loc")
+    return ".".join(str(part) for part in found) if isinstance(found, list) else str(found)
 
 
 def _one(told: Mapping[str, Any], key: str) -> str:

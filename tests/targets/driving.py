@@ -17,6 +17,8 @@ from simspool.agent.drain.backoff import Backoff
 from simspool.agent.targets.build import make_target
 from simspool.agent.targets.port import File, Limits, Range, Target, Verdict
 from simspool.agent.targets.settings import TargetSettings
+from simspool.sdk.tls import Tls
+from simspool.sdk.way import Way
 from simspool.spool import open_spool
 
 
@@ -48,7 +50,8 @@ class Said:
 
 
 async def main(path: str, told: dict[str, Any]) -> None:
-    settings = TargetSettings(**told)
+    way = told.pop("way", {})
+    settings = TargetSettings(**told, way=Way(**{**way, "tls": Tls(**way.get("tls", {}))}))
     target: Any = Said(make_target(settings))
     async with Agent(AgentConfig(open_spool(path), settings.address), target=target, backoff=Backoff(lambda: 0.01)) as agent:
         report = await agent.sync(timeout=60.0)
