@@ -214,7 +214,7 @@ class Executor:
             else:
                 output.release()
         if report is not None and end.returncode is None:
-            report.event(f"{added.how}: {added.command.text}")
+            report.event(f"{added.how}: {report.shown(added.command)}")
         elif report is not None and added.failed:
             report.failed(added.how, added.command, added.outputs)
 
@@ -437,8 +437,10 @@ def _spawn(command: Command, outputs: Outputs, run_id: str | None) -> int:
 
 
 def _doing(added: _Added) -> str:
+    from .redaction import PLAIN
+
     if added.end is None:
-        return f"process {added.identifier!r} (pid {added.process.pid}): {added.command.text[:200]}"
+        return f"process {added.identifier!r} (pid {added.process.pid}): {added.command.shown(PLAIN.arguments)[:200]}"
     if not added.recorded.is_open:
         return f"the output of process {added.identifier!r} to be saved"
     return f"the completion_callback of process {added.identifier!r}"

@@ -21,7 +21,7 @@ from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
 from . import process_tree
 from .listener import Listener, leave_all
 from .process_tree import Process
-from .recording import Recording, describe, open_recordings
+from .recording import Recording, open_recordings
 
 if TYPE_CHECKING:
     from simspool.spool.control import AbortRequest
@@ -188,7 +188,7 @@ class Ladder:
         try:
             callback(self._run)
         except BaseException as error:  # noqa: BLE001 - whatever it is, also an exit: the ladder goes on
-            text, summary = describe(error)
+            text, summary = self._recording.describe(error)
             self._failed(act, f"abort_callback failed\n{text}", summary)
 
     def _failed(self, act: _Act, text: str, summary: str) -> None:
@@ -229,7 +229,7 @@ class Ladder:
             left = self._stop_processes(act)
             error = {"error": f"could not stop {', '.join(str(p.pid) for p in left)}"} if left else {}
         except Exception as failure:  # noqa: BLE001 - whatever it is: the run ends truthfully, and the agent stops what is left
-            error = {"error": describe(failure)[1]}
+            error = {"error": self._recording.describe(failure)[1]}
         writer.record(Kind.STATUS, {"status": "terminated", "reason": act.reason})
         writer.record(Kind.ABORT, {**self._body(act, "done"), **error})
         writer.sync()

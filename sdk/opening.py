@@ -74,7 +74,7 @@ class Opening(Aborting):
         `name` is made up when None. `folder` begins with "/". `running=False` leaves the run in the state `created`, to be
         reconnected to later. `retention_period` ("1 day", "2 weeks 3 hours") is the server's expiry, `timeout` (s) its
         patience without a sign of life. `no_color` is accepted; nothing is coloured. `record_shell_vars` names environment
-        variables (globs allowed) to keep as metadata `shell.<name>`; none by default.
+        variables (globs allowed) to keep as metadata `shell.<name>`; none by default, and no secrets (docs/security.md).
 
         Raises InvalidRecord for invalid values, InvalidSpool and NewerFormat for a spool that is not ours to use, ConfigError for a broken
         simspool.toml. A full or read-only disk raises nothing: False, and what follows is counted.
@@ -85,7 +85,7 @@ class Opening(Aborting):
             config = self._load_config()
             defaults = config.run_defaults if config is not None else {}
             name = name if name is not None else defaults.get("name")
-            shell = _shell_vars(record_shell_vars) if record_shell_vars else {}
+            shell = _shell_vars(record_shell_vars, config) if record_shell_vars else {}
             body: dict[str, Any] = {
                 "name": check.check_name("run name", name) if name is not None else _random_name(),
                 "folder": check.check_folder(defaults.get("folder", "/") if folder in {None, "/"} else folder),
@@ -153,7 +153,7 @@ class Opening(Aborting):
             self._begin(wanted, wanted, "/", "running", _time.clock_gettime_ns(_time.CLOCK_BOOTTIME))
             return
         spool = open_spool(config.spool_dir)
-        run_id = spool.find_run(check.check_text("run id", wanted))
+        run_id = spool.find_own_run(check.check_text("run id", wanted))
         info = spool.run(run_id).info()
         origin = Origin.of_run(info) or Origin.now()
         self._begin(run_id, str(info.get("name") or ""), "/", "running", origin.boot)
@@ -226,7 +226,10 @@ def _rank() -> int | None:
     return next((int(v) for v in (os.environ.get(n, "") for n in _RANKS) if v.isascii() and v.isdecimal()), None)
 
 
-def _shell_vars(patterns: set[str]) -> dict[str, str]:
+def _shell_vars(patterns: set[str], config: Config | None) -> dict[str, str]:
     import fnmatch
 
-    return {f"shell.{k}": v for k, v in sorted(os.environ.items()) if any(fnmatch.fnmatchcase(k, p) for p in patterns)}
+    from .redaction import Redactor
+
+    kept = Redactor.of(config.redact if config is not None else {}).value
+    return {f"shell.{k}": kept(k, v) for k, v in sorted(os.environ.items()) if any(fnmatch.fnmatchcase(k, p) for p in patterns)}

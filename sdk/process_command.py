@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +36,18 @@ class Command:
     @property
     def text(self) -> str:
         """The command line as a shell would take it; of one that is very long, the beginning."""
-        text = shlex.join(self.arguments)
+        return self.shown(list)
+
+    def shown(self, redacted: Callable[[Sequence[str]], list[str]]) -> str:
+        """Return the same of the arguments that `redacted` makes of these."""
+        text = shlex.join(redacted(self.arguments))
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} [...]"
 
-    @property
-    def listed(self) -> list[str]:
-        """The arguments for a record; of very many or long ones, the first."""
+    def listed(self, redacted: Callable[[Sequence[str]], list[str]]) -> list[str]:
+        """Return the arguments for a record; of very many or long ones, the first."""
         found: list[str] = []
         length = 0
-        for argument in self.arguments:
+        for argument in redacted(self.arguments):
             length += len(argument)
             if length > _LONGEST:
                 return [*found, "[...]"]

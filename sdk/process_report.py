@@ -13,7 +13,6 @@ from simspool.spool import InvalidRecord, Kind, SpoolError
 from simspool.spool.process import this_host
 
 from .errors import MISTAKES
-from .recording import describe
 
 if TYPE_CHECKING:
     from .process_command import Command
@@ -42,14 +41,18 @@ class Report:
         for path, category in ((command.script, "code"), (command.input_file, "input")):
             if path is not None:
                 self.kept = self._run.save_file(path, category) and self.kept  # type: ignore[arg-type]
-        self.kept = self._run.update_metadata({f"{self._identifier}_command": command.text}) and self.kept
+        self.kept = self._run.update_metadata({f"{self._identifier}_command": self.shown(command)}) and self.kept
         if known is None:
             self.kept = self._run.create_user_alert(self._alert) is not None and self.kept
 
     def started(self, process: Process, command: Command) -> None:
         """Record the start."""
-        body = {**self._identity(process), "identifier": self._identifier, "command": command.listed}
+        body = {**self._identity(process), "identifier": self._identifier, "command": command.listed(self._recording.redactor.arguments)}
         self._record(Kind.PROCESS_START, body)
+
+    def shown(self, command: Command) -> str:
+        """Return the command line as it may be kept: without secrets."""
+        return command.shown(self._recording.redactor.arguments)
 
     def ended(self, process: Process, end: Exit) -> None:
         """Record the end."""
@@ -59,7 +62,7 @@ class Report:
     def failed(self, what: str, command: Command, outputs: Outputs) -> None:
         """Record as an event that the process failed, with the last lines that it wrote."""
         tail = outputs.tail(_TAIL_LINES, _TAIL_BYTES)
-        self.event("\n".join([f"{what}: {command.text}", *([tail] if tail else [])]))
+        self.event("\n".join([f"{what}: {self.shown(command)}", *([tail] if tail else [])]))
 
     def event(self, message: str) -> None:
         """Record that something went wrong."""
@@ -67,7 +70,7 @@ class Report:
 
     def error(self, what: str, error: BaseException) -> None:
         """Record an exception with its traceback."""
-        self.event(f"{what}\n{describe(error)[0]}")
+        self.event(f"{what}\n{self._recording.describe(error)[0]}")
 
     def output(self, output: Output) -> None:
         """Copy what the process wrote into the spool. Afterwards, and where there is nothing, the file may be overwritten."""

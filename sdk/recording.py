@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .ladder import Ladder
     from .process_tree import Process
+    from .redaction import Redactor
     from .sampling.script import ScriptSampler
 
 _AGENT_EVERY = 5.0  # s between two looks whether an agent is to be started
@@ -94,6 +95,21 @@ class Recording:
         self._standing = pressure.Pressure()
         self._thinning: Thinning | None = None
         self._told = pressure.FREE
+
+    @property
+    def redactor(self) -> Redactor:
+        """What takes secrets out of what is captured."""
+        from .redaction import Redactor
+
+        return Redactor.of(self._config.redact)
+
+    def describe(self, error: BaseException) -> tuple[str, str]:
+        """Return an exception's traceback, bounded, and its last line, as they may be kept."""
+        text, summary = describe(error)
+        if isinstance(error, KeyboardInterrupt):  # it has no message; and see `describe` on what must not be imported now
+            return text, summary
+        hide = self.redactor.text
+        return hide(text), hide(summary)
 
     def open(self, *, with_bell: bool) -> None:
         """Begin. Raises InvalidSpool and NewerFormat; a disk that cannot take anything only leaves a warning."""
@@ -485,7 +501,7 @@ def end_with_error(recording: Recording, error: BaseException) -> bool:
     status = status_of(error)
     if status is None:
         return recording.close(recording.status_at_exit, None)
-    text, summary = describe(error)
+    text, summary = recording.describe(error)
     if recording.writer is not None and recording.pid == os.getpid():
         recording.writer.record(Kind.EVENT, {"message": text, "level": "error"})
     return recording.close(status, summary)

@@ -93,9 +93,11 @@ def _plan(
     from simspool.agent.execute.recorder import Category, command_text
     from simspool.agent.execute.session import Plan
     from simspool.sdk import validation
+    from simspool.sdk.redaction import Redactor
     from simspool.spool import InvalidRecord
 
     config = settings.config
+    redactor = Redactor.of(config.redact)
     if run is not None and (name is not None or folder is not None or tags or meta or description is not None):
         raise click.UsageError("--run records into a run that has its name, folder, tags and metadata already: leave these options out")
     if rank is not None and run is None:
@@ -109,7 +111,7 @@ def _plan(
             raise click.UsageError(f"--{category} {path}: there is no such file")
     try:
         metadata = _metadata(meta)
-        fields: dict[str, Any] = {"metadata": {"command": command_text(command), "cwd": os.getcwd(), **metadata}}
+        fields: dict[str, Any] = {"metadata": {"command": command_text(command, redactor), "cwd": os.getcwd(), **metadata}}
         if name is not None:
             fields["name"] = validation.check_name("run name", name)
         if folder is not None:
@@ -132,6 +134,7 @@ def _plan(
         saved_first=[(os.path.abspath(path), category) for path, category in saved], alerts=alerts, run=run, rank=rank,
         terminal="auto" if pty is None else "always" if pty else "never", keep=keep, settle=settle, agent=agent,
         starts_agent=(agent or config.agent) == "auto", url=config.server_url, token=config.server_token,
+        redactor=redactor,
     )  # fmt: skip
 
 
@@ -159,7 +162,7 @@ def _metadata(given: tuple[str, ...]) -> dict[str, Any]:
 def _value(text: str) -> bool | int | float | str:
     if text in {"true", "false"}:
         return text == "true"
-    for kind in (int, float):
+    for kind in (int, float) if "_" not in text else ():  # 7_0 is the key of an array's element, and to Python a number
         try:
             return kind(text)
         except ValueError:

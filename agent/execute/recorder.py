@@ -16,6 +16,7 @@ from simspool.sdk import Run
 from simspool.sdk.errors import MISTAKES
 from simspool.sdk.notice import say
 from simspool.sdk.process_tree import Process
+from simspool.sdk.redaction import Redactor
 from simspool.spool import Kind, RunFolder, Spool, atomic, blobs
 from simspool.spool.process import start_ticks, this_host
 
@@ -101,7 +102,8 @@ class CommandRun(Run):
             return None
         process = Process(pid, found[0])
         recording.foreign.append(process)
-        self._record(Kind.PROCESS_START, {**_identity(process), "identifier": "command", "command": _listed(command)})
+        kept = _listed(recording.redactor.arguments(command))
+        self._record(Kind.PROCESS_START, {**_identity(process), "identifier": "command", "command": kept})
         return process
 
     def exited(self, process: Process | None, how: Mapping[str, int]) -> None:
@@ -150,11 +152,11 @@ class CommandRun(Run):
         return "terminated" if self._recording is not None and self._recording.abort_reason is not None else ""
 
 
-def command_text(command: Sequence[str]) -> str:
-    """Return a command as one would type it, bounded."""
+def command_text(command: Sequence[str], redactor: Redactor) -> str:
+    """Return a command as one would type it, bounded, without secrets."""
     import shlex
 
-    text = printable(shlex.join(command))
+    text = printable(shlex.join(redactor.arguments(command)))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
 
 

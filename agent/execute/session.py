@@ -19,6 +19,7 @@ from simspool.agent.lines.patterns import Patterns
 from simspool.sdk import process_tree
 from simspool.sdk.agent_start import can_run_here
 from simspool.sdk.notice import say
+from simspool.sdk.redaction import PLAIN, Redactor
 from simspool.spool import InvalidRecord, RunNotFound, SpoolError
 from simspool.spool.agent_address import living_agent
 
@@ -64,6 +65,7 @@ class Plan:
     starts_agent: bool = True
     url: str | None = None
     token: str | None = None
+    redactor: Redactor = PLAIN
 
 
 class Session:
@@ -327,7 +329,7 @@ class Session:
         recorded = self.run.mode != "disabled" and self.run.spool is not None
         return {
             "run": self.run.id if recorded else None, "name": self.run.name, "status": self.status, **how.as_dict(), "reason": how.reason,
-            "command": command_text(self._plan.command), "not_recorded": self.run.drops,
+            "command": command_text(self._plan.command, self._plan.redactor), "not_recorded": self.run.drops,
         }  # fmt: skip
 
 

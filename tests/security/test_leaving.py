@@ -1,0 +1,100 @@
+"""What leaves the site in a bundle is looked at before: secrets in what scripts told, and the log of what was decided."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from recorded import add_file, begin
+
+from simspool.agent.cli.view import open_view
+from simspool.agent.exit_codes import CommandError, ExitCode
+from simspool.agent.leaving import Found, LeavingSettings, before_leaving, check
+from simspool.sdk.errors import ConfigError
+from simspool.spool import Kind, Spool
+
+KEY = "ghp_" + "a1B2" * 9
+
+
+def made(spool: Spool, tmp_path: Path) -> tuple[str, str]:
+    """A run full of secrets, and one with none."""
+    bad, writer = begin(spool, "bad", metadata={"api_key": "s3cr3t-of-mine", "lr": 0.1, "note": "x"}, tags=["private"], folder="/a/b")
+    writer.record(Kind.EVENT, {"message": f"cloned https://me:{KEY}@host/x"})
+    writer.record(Kind.EVENT, {"message": "token = next(tokens); password = getpass()"})
+    writer.record(Kind.METADATA, {"metadata": {"db": {"password": "hunter2!"}}})
+    (tmp_path / ".env").write_text("# settings\nMODE=fast\nDB_PASSWORD=k9Jx72mQ0z\n")
+    (tmp_path / "id").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n")
+    (tmp_path / "raw.bin").write_bytes(b"\0\1" + KEY.encode())
+    add_file(spool, bad, writer, tmp_path / ".env")
+    add_file(spool, bad, writer, tmp_path / "id")
+    add_file(spool, bad, writer, tmp_path / "raw.bin")
+    writer.close({"status": "completed"})
+    good, writer = begin(spool, "good", metadata={"max_tokens": 512, "author": "me"}, folder="/c")
+    writer.record(Kind.EVENT, {"message": "step 1 of 7, key figures follow: loss=0.3"})
+    writer.close({"status": "completed"})
+    return bad, good
+
+
+def test_what_is_found_and_what_is_not(spool: Spool, tmp_path: Path) -> None:
+    bad, good = made(spool, tmp_path)
+    with open_view(spool) as catalog:
+        assert check(spool, catalog, [good]) == []
+        found = check(spool, catalog, [bad, good])
+    assert all(isinstance(one, Found) and (one.run, one.name) == (bad, "bad") for one in found)
+    places = {(one.where.partition(" (record")[0], one.what) for one in found}
+    assert places == {
+        ("metadata 'api_key'", "value of api_key"), ("event", "user in an address"), ("metadata 'password'", "value of password"),
+        ("file '.env', line 3", "value of DB_PASSWORD"), ("file 'id', line 1", "private key"),
+    }  # fmt: skip
+    assert KEY not in str(found)
+    assert "hunter2" not in str(found)
+
+
+def test_the_policy_decides_and_is_logged(spool: Spool, tmp_path: Path) -> None:
+    bad, good = made(spool, tmp_path)
+    said: list[str] = []
+
+    def leave(**table: object) -> None:
+        with open_view(spool) as catalog:
+            before_leaving(spool, catalog, {bad, good}, table, {}, "bundle", said.append)
+
+    leave()
+    assert len(said) == 5
+    leave(secrets="off")
+    assert len(said) == 5
+    with pytest.raises(CommandError, match="5 places look like secrets") as refused:
+        leave(secrets="refuse")
+    assert refused.value.exit_code == ExitCode.ERROR
+    for allow in (["tag:private"], ["folder:/a/*"], ["run:b*"], [f"run:{bad}"]):
+        leave(secrets="refuse", allow=allow)
+    with pytest.raises(CommandError, match="3 places"):
+        leave(secrets="refuse", allow=["artifact:.env", "artifact:i*"])
+    leave(only=["folder:/*"])
+    with pytest.raises(CommandError, match=f"1 runs may not leave .*{good}"):
+        leave(only=["folder:/a/*"])
+    path = Path(spool.agent, "leaving.jsonl")
+    assert path.stat().st_mode & 0o777 == 0o600
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["verdict"] for line in lines] == ["left", "left", "refused", *["left"] * 4, "refused", "left", "refused"]
+    assert lines[0]["runs"] == sorted([bad, good])
+    assert len(lines[0]["found"]) == 5
+    assert lines[-1]["not_allowed"] == [good]
+    assert KEY not in path.read_text()
+
+
+def test_without_the_log_nothing_leaves(spool: Spool, tmp_path: Path) -> None:
+    bad, _ = made(spool, tmp_path)
+    with open_view(spool) as catalog:
+        os.symlink("/etc/passwd", os.path.join(spool.agent, "leaving.jsonl"))
+        with pytest.raises(CommandError, match="cannot be written"):
+            before_leaving(spool, catalog, {bad}, {}, {}, "bundle", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "table", [{"secret": "off"}, {"secrets": "maybe"}, {"allow": "x"}, {"allow": ["x"]}, {"allow": ["host:x"]}, {"only": ["artifact:x"]}]
+)
+def test_a_table_that_is_wrong(table: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"\[leaving\]"):
+        LeavingSettings.of(table)
