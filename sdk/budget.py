@@ -87,7 +87,10 @@ def parse_size(value: Any, where: str) -> int:
     if match is None:
         raise ConfigError(f'{where} must be a size such as "20 GB", "512 MiB" or a number of bytes, not {value!r}')
     unit = (match[2] or "").lower()
-    return int(float(match[1].replace("_", "")) * (_BINARY.get(unit) or _SCALE[unit]))
+    size = float(match[1].replace("_", "")) * (_BINARY.get(unit) or _SCALE[unit])
+    if not size < 1e30:
+        raise ConfigError(f"{where} is more than any disk has: {value[:40]!r}")
+    return int(size)
 
 
 def _bytes(value: Any, where: str) -> int:
@@ -98,14 +101,18 @@ def _bytes(value: Any, where: str) -> int:
 
 
 def _inodes(value: Any, where: str) -> int:
-    number = value if not isinstance(value, str) else int(value.replace("_", "")) if value.replace("_", "").isdecimal() else None
+    number = value if not isinstance(value, str) else int(value.replace("_", "")) if _is_number(value) else None
     if not isinstance(number, int) or isinstance(number, bool) or number < _LEAST_INODES:
         raise ConfigError(f"{where} must be a whole number of files and folders from {_LEAST_INODES}, not {value!r}")
     return number
 
 
+def _is_number(text: str) -> bool:
+    return text.replace("_", "").isdecimal() and len(text) < 40
+
+
 def _age(value: Any, where: str) -> float:
-    days = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    days = float(min(value, 1e300)) if isinstance(value, int | float) and not isinstance(value, bool) else None
     match = re.fullmatch(_AGE, value.strip()) if isinstance(value, str) else None
     if match is not None:
         days = float(match[1]) * {"h": 1 / 24, "w": 7.0}.get((match[2] or "d")[0].lower(), 1.0)

@@ -73,9 +73,9 @@ class Saving(Part):
     ) -> bool:
         """Save every file below a folder, named by its path in it (with `preserve_path`: relative to the working folder).
 
-        Links to files are followed, links to folders are not. What is not a regular file, or cannot be read, is counted,
-        named on stderr and left out; the result is then False. The spool itself is left out. Raises UnreadableFile when the
-        folder is none, InvalidRecord for invalid values.
+        Links to files are followed (not those that another user planted), links to folders are not. What is not a regular file, or
+        cannot be read, is counted, named on stderr and left out; the result is then False. The spool itself is left out.
+        Raises UnreadableFile when the folder is none, InvalidRecord for invalid values.
         """
         try:
             root = os.fsdecode(directory)

@@ -54,3 +54,8 @@ def is_id(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_digest(value: object) -> bool:
+    """Say whether a value is a SHA-256 in 64 lower-case hex digits. Only such a text may become a part of a path."""
+    return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")

@@ -123,7 +123,7 @@ def _fold_alert(state: dict[str, Any], stamp: Stamp, kind: int, body: Mapping[st
     if kind == Kind.ALERT:
         found[_DEFINED] = [_definition(body), stamp]
     elif kind == Kind.ALERT_STATE:
-        if body.get("state") not in {"ok", "critical"}:
+        if body.get("state") not in ("ok", "critical"):  # not a set: what a record says may not be hashable
             return
         found[_SAID] = [body["state"], stamp]
     else:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 
 from . import frames, records, segment_header
-from .errors import DamagedSegment
+from .errors import DamagedSegment, InvalidSpool
 from .frames import HEAD, HEAD_SIZE, MARKER_BYTES, MAX_FRAME, MIN_FRAME, Shape
 from .records import UNSEQUENCED_KINDS, Kind
 
@@ -121,9 +121,16 @@ def _define(shapes: dict[int, Shape], body: dict[str, object]) -> None:
 
 
 def open_regular(path: str) -> int:
-    """Open a segment's file for reading, without blocking on what is no file. Raises OSError, and DamagedSegment for those."""
+    """Open a segment's file for reading, without blocking on what is no file.
+
+    Raises OSError, DamagedSegment for what is no file, and InvalidSpool for one that another user has put there: a spool has one owner, and
+    nobody records in that one's name.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    info = os.fstat(fd)
+    if stat.S_ISREG(info.st_mode) and info.st_uid in {0, os.geteuid()}:
         return fd
     os.close(fd)
-    raise DamagedSegment(f"{path} is not a regular file: move it out of the spool")
+    if not stat.S_ISREG(info.st_mode):
+        raise DamagedSegment(f"{path} is not a regular file: move it out of the spool")
+    raise InvalidSpool(f"{path} belongs to uid {info.st_uid}, and you are uid {os.geteuid()}: it is not read; move it out of the spool")

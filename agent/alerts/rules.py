@@ -225,6 +225,8 @@ def message_matcher(pattern: str) -> Callable[[str], bool]:
     options.log_errors = False
     try:
         search = re2.compile(pattern[3:], options).search
+    except UnicodeError:
+        raise InvalidRule(f"pattern {pattern!r} has characters that no text has"[:400]) from None
     except re2.error as error:
         why = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else str(error)
         raise InvalidRule(f"pattern {pattern!r} is no RE2 expression ({why}): no look-around and no back references"[:400]) from None

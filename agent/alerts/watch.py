@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any
 
+from simspool.agent.carry.carried import CarriedRuns
 from simspool.agent.live import LiveWriter
 from simspool.agent.notes import RunNotes
 from simspool.spool import Spool, SpoolError, ids
@@ -36,7 +37,7 @@ _SUSPENDED = 2.0  # s of difference between the clocks that are no rounding
 class Watch:
     """Start it, then tell it of writers (`follow`, `rung`). `progress` is when its loop last turned (monotonic s).
 
-    `live` may be called from any thread.
+    `live` may be called from any thread. Runs that were carried here are never watched.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Watch:
         self._spool, self._notes, self._acts, self._site, self._report = spool, notes, acts, site, report
         self._references = References(spool, report)
         self._elsewhere = Elsewhere(spool, ended, report)
+        self._carried = CarriedRuns(spool)
         self._news = threading.Event()
         self._rings: deque[bytes] = deque()
         self._found: deque[tuple[str, str]] = deque()
@@ -215,10 +217,10 @@ class Watch:
             self._news.set()
 
     def _adopt(self, run: str, writer: str) -> bool:
-        """Follow a writer, and with it the others of its run. False when it is not there."""
+        """Follow a writer, and with it the others of its run. False when it is not there, or its run was carried here."""
         if writer in self._of:
             return True
-        if not os.path.isdir(os.path.join(self._spool.runs, run, "w", writer)):
+        if not os.path.isdir(os.path.join(self._spool.runs, run, "w", writer)) or self._carried.is_carried(run):
             return False
         watched = self._runs.get(run)
         if watched is None:

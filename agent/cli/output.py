@@ -98,8 +98,8 @@ def _is_number(text: str) -> bool:
 
 
 def pairs(items: Iterable[tuple[str, object]], *, indent: str = "") -> list[str]:
-    """Return aligned `name  value` lines; values of None are left out."""
-    kept = [(k, v) for k, v in items if v is not None]
+    """Return aligned `name  value` lines, made safe; values of None are left out."""
+    kept = [(safe(k), v) for k, v in items if v is not None]
     width = max((_width(k) for k, _ in kept), default=0)
     return [f"{indent}{k}{' ' * (width - _width(k))}  {safe(v)}" for k, v in kept]
 

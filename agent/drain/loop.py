@@ -115,7 +115,7 @@ class Drain:
         finally:
             if not session.done():
                 session.cancel()
-                await asyncio.gather(session, return_exceptions=True)
+            await asyncio.gather(session, return_exceptions=True)  # also of one that is done: nobody else may hear of its error
         session.result()
 
     async def _pause(self, seconds: float) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from simspool.agent.carry.carried import CarriedRuns
 from simspool.spool import Spool, ids
 
 from .copying import Problem, RunInbox
@@ -50,15 +51,17 @@ class _Followed:
 class Inboxes:
     """Copies the inboxes of a spool's runs. With `start`, in a thread of its own; without, when `copy_all` is called.
 
-    `active` returns the runs that have not ended (any thread may ask); `rung` is told of what was recorded, as scripts ring.
+    `active` returns the runs that have not ended (any thread may ask); `rung` is told of what was recorded, as scripts ring. While `may`
+    says no, another host's agent copies them: it is asked before each look, and what was known of positions is forgotten.
     """
 
     def __init__(
         self, spool: Spool, active: Callable[[], Collection[str]], rung: Callable[[bytes], None],
-        report: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None, may: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
-        self._spool, self._active, self._rung, self._report = spool, active, rung, report
+        self._spool, self._active, self._rung, self._report, self._may = spool, active, rung, report, may
         self._newcomers = Newcomers(spool, report)
+        self._carried = CarriedRuns(spool)
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="simspool-inbox-aside")
         self._runs: dict[str, _Followed] = {}
         self._hints: deque[str] = deque()
@@ -144,6 +147,10 @@ class Inboxes:
             self._news.clear()
 
     def _turn(self, now: float, *, everything: bool) -> None:
+        if not self._may():
+            self._let_go()
+            self._next_find = now + _FIND_EVERY
+            return
         while self._hints:
             self._follow(self._hints.popleft())
         if everything or now >= self._next_find:
@@ -164,6 +171,8 @@ class Inboxes:
 
     def _pass_alone(self) -> int:
         """Copy everything, and let go of it: for a command that looks once."""
+        if not self._may():
+            return 0
         self._find()
         self._search()
         lines = 0
@@ -182,7 +191,7 @@ class Inboxes:
         known = self._runs.get(run)
         if known is not None:
             known.due, known.is_hinted = 0.0, True
-        elif ids.is_id(run):
+        elif ids.is_id(run) and not self._carried.is_carried(run):  # its lines are copied where it was recorded
             inbox = RunInbox(self._spool, run, self._rung, self._aside)
             if inbox.exists:
                 self._runs[run] = _Followed(inbox, time.monotonic())
@@ -208,8 +217,16 @@ class Inboxes:
 
     # ------------------------------------------------------------------ one run
 
+    def _let_go(self) -> None:
+        """Another agent copies: what is known of its positions here is out of date with its next line."""
+        for followed in self._runs.values():
+            followed.inbox.release()
+        self._runs.clear()
+
     def _look(self, run: str, followed: _Followed, *, whole: bool) -> int:
         """Copy what is new in a run's inbox; `whole`: all of it. Lets go of a run that has ended, when all is copied."""
+        if not self._may():
+            return 0
         inbox, now, lines = followed.inbox, time.monotonic(), 0
         try:
             hinted, followed.is_hinted = followed.is_hinted, False

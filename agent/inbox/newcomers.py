@@ -20,7 +20,7 @@ from . import quarantine
 from .append import utc_text
 from .files import InboxFile
 from .lenient import NotUnderstood, parse
-from .positions import first_record, first_records
+from .positions import first_record, first_records, is_file
 
 _KEYS = {"name", "folder", "tags", "metadata", "description"}
 _NOTES = ".runs"
@@ -42,7 +42,7 @@ class Newcomers:
         """Begin the runs whose files have come."""
         try:
             with os.scandir(self._folder) as entries:
-                found = [(e.name, e.inode()) for e in entries if e.name.endswith(".jsonl") and not e.name.startswith(".") and e.is_file()]
+                found = [(e.name, e.inode()) for e in entries if e.name.endswith(".jsonl") and not e.name.startswith(".") and is_file(e)]
         except OSError:
             return
         for name, inode in sorted(found):

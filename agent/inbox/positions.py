@@ -189,10 +189,18 @@ def files_in(run: RunFolder) -> Iterator[os.DirEntry[str]]:
     """Yield the files of a run's inbox, by name; nothing where it has none."""
     try:
         with os.scandir(run.inbox) as entries:
-            found = [e for e in entries if e.name.endswith(_SUFFIX) and not e.name.startswith(".") and e.is_file()]
+            found = [e for e in entries if e.name.endswith(_SUFFIX) and not e.name.startswith(".") and is_file(e)]
     except OSError:
         return
     yield from sorted(found, key=lambda e: e.name)
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Say whether it is a file, or leads to one. What cannot be told of, a link to itself, is none: the others are still read."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def is_copied(run: RunFolder) -> bool:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 from simspool.agent.notify.queue import Queued
-from simspool.spool import Kind, records, runstate
+from simspool.spool import Kind, ids, records, runstate
 from simspool.spool.frames import BOOT, STEP, MetricBatch, Record
 from simspool.spool.segment_header import SegmentHeader
 
 
 class Summary:
-    """Run states, metric counts and last values, events and artifacts of the records taken since the last `flush`."""
+    """Run states, metric counts and last values, events and artifacts of the records taken since the last `flush`.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    `silent` says of which runs nobody here is to be told.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, *, silent: Callable[[str], bool] = lambda run: False) -> None:
+        self._connection, self._silent = connection, silent
         self.new_runs: set[str] = set()  # of which nothing is stored: no need to ask
         self._states: dict[str, dict[str, Any]] = {}
         self._metrics: dict[tuple[str, str], list[Any]] = {}
@@ -69,14 +73,14 @@ class Summary:
                 known[1:] = plain_text(str(body.get("message", ""))[:500]), wall
         elif kind == Kind.ARTIFACT:
             digest, name = body.get("digest"), body.get("name")
-            if isinstance(digest, str) and isinstance(name, str):
+            if ids.is_digest(digest) and isinstance(name, str):  # another text names no file: it would lead anywhere
                 category, mime = plain_text(body.get("category")), plain_text(body.get("mime"))
                 size = _column_int(body.get("size"))
                 self._artifacts.append((writer, record.seq, run, plain_text(name), category, plain_text(digest), size, mime))
         elif kind == Kind.NOTIFICATION:
             self._notify.said(run, wall, body)
         else:
-            if kind == Kind.DECISION:
+            if kind == Kind.DECISION and not self._silent(run):
                 self._notify.decided(run, wall, body)
             runstate.apply(self.state(run), writer, record.seq, kind, wall, body)
 
@@ -114,7 +118,7 @@ class Summary:
             "INSERT OR IGNORE INTO artifacts(writer, seq, run, name, category, digest, size, mime) VALUES (?,?,?,?,?,?,?,?)",
             self._artifacts,
         )
-        self._notify.flush(self._connection, self._states)
+        self._notify.flush(self._connection, {run: state for run, state in self._states.items() if not self._silent(run)})
         self.forget()
 
     def forget(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
+
+from simspool.spool import links
 
 from .splitter import Lines
 
@@ -22,12 +23,11 @@ def key_of(status: os.stat_result) -> Key:
 
 
 def open_regular(path: str) -> int:
-    """Open a regular file. Raises OSError, also for anything else: a FIFO or a device would be emptied, not followed."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(0, "it is not a regular file")
-    return fd
+    """Open a regular file. Raises OSError, also for anything else: a FIFO or a device would be emptied, not followed.
+
+    Nor is another user's link (see spool/links.py).
+    """
+    return links.open_file(path)
 
 
 class Followed:

@@ -64,7 +64,7 @@ class Queued:
     def decided(self, run: str, wall: int, body: Mapping[str, Any]) -> None:
         """Take a decision's record."""
         identity, event = body.get("id"), body.get("state")
-        wanted = event in {"firing", "resolved"} and body.get("notification", "none") != "none"
+        wanted = event in ("firing", "resolved") and body.get("notification", "none") != "none"
         if wanted and isinstance(identity, str) and identity.isascii():
             text = records.encode(dict(body)).decode()
             if len(text) > _LONGEST_BODY:  # inputs may hold anything
@@ -76,7 +76,7 @@ class Queued:
         identity, channel, state, attempt = body.get("id"), body.get("channel"), body.get("state"), body.get("attempt")
         digest, error = body.get("digest"), body.get("error")
         texts = all(isinstance(text, str) and text.isascii() for text in (identity, channel))
-        if texts and state in _STATES and isinstance(attempt, int) and 0 <= attempt < 1 << 31:
+        if texts and isinstance(state, str) and state in _STATES and isinstance(attempt, int) and 0 <= attempt < 1 << 31:
             digest = digest if isinstance(digest, str) and digest.isascii() else None
             error = error.encode(errors="replace").decode() if isinstance(error, str) else None
             self._told.append((identity, channel, run, state, _RANKS.get(state, 0), attempt, digest, error, wall, wall))

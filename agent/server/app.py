@@ -8,10 +8,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from . import drain_routes, identity, object_routes, run_routes, series_routes, signing
+from . import drain_routes, identity, object_routes, run_routes, series_routes, signing, strangers
 from .blobstore import BlobStore
 from .context import SERVER, WHO, Server, answer, store, who
 from .errors import Forbidden, Refused
@@ -79,7 +80,7 @@ async def refusals(request: web.Request, handler: _Handler) -> web.StreamRespons
         log.exception("storage failed")
         return answer({"detail": f"the server cannot store it now ({error.strerror or 'i/o error'}): try again later"}, 503)
     except Exception:
-        log.exception("%s %s failed", request.method, request.path)
+        log.exception("%s %s failed", request.method, request.raw_path[:500])  # as it was sent: percent-encoded, on one line
         return answer({"detail": "the server failed: its log says why"}, 500)
 
 
@@ -118,10 +119,13 @@ async def _housekeeping(app: web.Application) -> AsyncIterator[None]:
     await asyncio.to_thread(kept.close)
 
 
-def create_app(data_dir: Path, *, public_url: str | None = None, blob_limit: int = MAX_BLOB) -> web.Application:
+def create_app(
+    data_dir: Path, *, public_url: str | None = None, blob_limit: int = MAX_BLOB, is_local: bool = False
+) -> web.Application:  # fmt: skip
     """Return the application over a data folder, which is made when it is not there (mode 0700).
 
-    `public_url`: what clients call this server, for signed links; default: what their Host header says.
+    `public_url`: what clients call this server, for signed links; default: what their Host header says. `is_local`: it listens on this
+    machine alone, and answers to this machine's names and that of `public_url` only.
     `blob_limit`: the largest upload, in bytes.
     Raises PermissionError for a folder that is not safe to use, and what opening the database raises.
     """
@@ -130,7 +134,8 @@ def create_app(data_dir: Path, *, public_url: str | None = None, blob_limit: int
     kept = Server(
         SqliteStore(data_dir / "server.db"), blobs, Uploads(data_dir / "blobs", blobs), identity.secret_of(data_dir), blob_limit, public_url
     )
-    app = web.Application(middlewares=[refusals, callers])
+    names = frozenset({urlsplit(public_url).hostname or ""} if public_url else ())
+    app = web.Application(middlewares=[refusals, strangers.only_for(names), callers] if is_local else [refusals, callers])
     app[SERVER] = kept
     for module in (drain_routes, run_routes, series_routes, object_routes):
         module.add(app)

@@ -202,7 +202,7 @@ def _event(record: Record, wall: int) -> tuple[int, int, int, str | None, str]:
             at = from_text(stamp)
         except Invalid:  # text that is no time: the record's own time orders it
             at = wall // 1000
-    return record.seq, wall, at, level if isinstance(level, str) else None, plain.text(message)
+    return record.seq, wall, at, plain.text(level) if isinstance(level, str) else None, plain.text(message)
 
 
 def _store(db: sqlite3.Connection, who: Principal, entry: PreparedRange, rows: _Rows) -> None:

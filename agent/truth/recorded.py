@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simspool.agent.scrub import is_dead
-from simspool.spool import Kind, NewerFormat, Spool, Tail
+from simspool.spool import Kind, NewerFormat, Spool, Tail, ids
 from simspool.spool.frames import BOOT, HAS_TIME, HAS_TIMESTAMP, SEQ, STEP, MetricBatch, Record
 from simspool.spool.reader import Chunk
 
@@ -103,7 +103,7 @@ class Tally:
         if record.kind == Kind.EVENT and isinstance(body.get("message"), str):
             self.events.least += acknowledged
             self.events.most += 1
-        elif record.kind == Kind.ARTIFACT and isinstance(body.get("name"), str) and isinstance(body.get("digest"), str):
+        elif record.kind == Kind.ARTIFACT and isinstance(body.get("name"), str) and ids.is_digest(body.get("digest")):
             size = body.get("size")
             kept = Kept(wall, body["digest"], size if isinstance(size, int) else 0, f"{writer}.{record.seq}", acknowledged)
             self.files.setdefault(body["name"], []).append(kept)

@@ -232,7 +232,7 @@ def test_close_ends_the_script_with_the_status_of_the_process_and_says_why(scrip
         print("not reached")
     """)
     assert (done.returncode, done.stdout) == (7, "")
-    assert "process 'solver' ended with exit code 7:\ndiverged" in done.stderr
+    assert "process 'solver' ended with exit code 7:\n  diverged" in done.stderr
     assert found().only("close")["status"] == "failed"
 
 

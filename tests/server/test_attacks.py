@@ -62,7 +62,7 @@ def test_the_folder_and_its_secrets_are_private(live: Any) -> None:
     assert stat.S_IMODE(live.data.stat().st_mode) == 0o700
     for name in ("token", "secret", "url", "lock"):
         assert stat.S_IMODE((live.data / name).stat().st_mode) == 0o600
-    assert sum(live.token in line for line in live.lines) == 1
+    assert not any(live.token in line for line in live.lines)
     assert jwt.decode(live.token, options={"verify_signature": False})["exp"] > 4_000_000_000
 
 
@@ -310,11 +310,11 @@ def test_signed_urls_are_bound_to_what_they_were_made_for(live: Any) -> None:
 def test_hosts_that_are_none(live: Any) -> None:
     for host in ("evil.example/x?", "a b", "x" * 300, "h:port", "user@host", 'h"><script>'):
         body = json.dumps({"name": "n", "size": 1, "checksum": "b" * 64}).encode()
-        refused(live.request("POST", "/api/artifacts", body, JSON | {"Host": host}), 400)
+        refused(live.request("POST", "/api/artifacts", body, JSON | {"Host": host}), 400, 403)
     body = json.dumps({"name": "n", "size": 1, "checksum": "b" * 64}).encode()
-    status, answer = live.request("POST", "/api/artifacts", body, JSON | {"Host": "proxy.example:8443"})
+    status, answer = live.request("POST", "/api/artifacts", body, JSON | {"Host": "localhost:8443"})
     assert status == 200
-    assert json.loads(answer)["url"].startswith("http://proxy.example:8443/api/objects/put/")
+    assert json.loads(answer)["url"].startswith("http://localhost:8443/api/objects/put/"), "as through a tunnel"
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_odd_objects(live: Any, endpoint: str, body: Any) -> None:
 
 def test_a_body_that_never_ends_is_cut_off_and_others_are_served(live: Any) -> None:
     with socket.create_connection(("127.0.0.1", live.port)) as slow:
-        head = f"POST /api/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {live.token}\r\nContent-Length: 100\r\n\r\n"
+        head = f"POST /api/runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {live.token}\r\nContent-Length: 100\r\n\r\n"
         slow.sendall(head.encode() + b"{")
         assert live.ok("GET", "/api/version")
     with socket.create_connection(("127.0.0.1", live.port)) as garbage:

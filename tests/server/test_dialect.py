@@ -173,7 +173,7 @@ def test_killed_while_uploading_leaves_nothing_visible(tmp_path: Path, start: An
     body = b"x" * 5_000_000
     digest = hashlib.sha256(body).hexdigest()
     with socket.create_connection(("127.0.0.1", server.port)) as half:
-        head = f"PUT /api/simspool/v1/blobs/{digest} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.token}\r\n"
+        head = f"PUT /api/simspool/v1/blobs/{digest} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         half.sendall(head.encode() + body[:3_000_000])
         while not any((server.data / "blobs" / "incoming").iterdir()):

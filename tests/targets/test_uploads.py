@@ -117,7 +117,7 @@ def test_a_broken_connection_keeps_the_parts_before_the_break(server: RealServer
     ask(server, digest, len(data))
     body = framed(data, 0, 4)
     head = (
-        f"PUT /api/simspool/v1/blobs/{digest}/parts/0?size={len(data)}&count=4 HTTP/1.1\r\nHost: x\r\n"
+        f"PUT /api/simspool/v1/blobs/{digest}/parts/0?size={len(data)}&count=4 HTTP/1.1\r\nHost: localhost\r\n"
         f"Authorization: Bearer {server.token}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
