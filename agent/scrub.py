@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from simspool.agent.carry import carried
 from simspool.agent.inbox import quarantine
 from simspool.agent.inbox.positions import Position
-from simspool.spool import DamagedBlob, Kind, NewerFormat, RunFolder, Spool, Tail, blobs, ids, layout, process, reader, shed
+from simspool.spool import DamagedBlob, Kind, NewerFormat, RunFolder, Spool, SpoolError, Tail, blobs, ids, layout, process, reader, shed
 from simspool.spool.frames import Record
 from simspool.spool.reader import read_drop_counts
 
@@ -158,17 +159,21 @@ def _names(folder: str) -> list[str]:
 
 
 def _writers(spool: Spool, run: RunFolder, assume_dead: bool, totals: Totals) -> Iterator[Finding]:
+    origin = carried.read(run)
     for writer in run.writer_ids():
         folder = run.writer(writer)
         totals.writers += 1
         try:
-            yield from _writer(spool, run, folder, is_dead(folder, run.id, assume=assume_dead), totals)
+            dead = is_dead(folder, run.id, assume=assume_dead) if origin is None else assume_dead or origin.is_final(writer)
+            yield from _writer(spool, run, folder, dead, totals)
         except NewerFormat as error:
             yield Finding("newer", folder, run.id, writer, detail=str(error))
         except FileNotFoundError:
             continue  # pruned while we looked
         except OSError as error:
             yield Finding("unreadable", error.filename or folder, run.id, writer, detail=error.strerror or str(error))
+        except SpoolError as error:  # another user's segment, or what is no file
+            yield Finding("unreadable", folder, run.id, writer, detail=str(error))
 
 
 def _writer(spool: Spool, run: RunFolder, folder: str, dead: bool, totals: Totals) -> Iterator[Finding]:

@@ -161,7 +161,7 @@ class SpoolSource:
             with Tail(folder.writer(writer), run) as tail:
                 for chunk in tail.read():
                     yield tail, chunk
-                if tail.header is not None and process.is_alive(tail.header) is False:
+                if tail.header is not None and not folder.is_carried and process.is_alive(tail.header) is False:
                     for chunk in tail.read(dead=True):
                         yield tail, chunk
 
@@ -174,6 +174,7 @@ class SpoolSource:
     def _state(self, run: str) -> dict[str, Any]:
         state = runstate.empty()
         last: dict[str, tuple[int, bool]] = {}
+        is_foreign = self._spool.run(run).is_carried
         for tail, chunk in self._chunks(run):
             for item in chunk.items:
                 if isinstance(item, Record):
@@ -181,7 +182,7 @@ class SpoolSource:
                     runstate.apply(state, tail.writer, item.seq, item.kind, wall, item.body)
                 else:
                     wall = chunk.header.wall_ns(item.rows[-1][BOOT])
-                last[tail.writer] = wall, process.is_alive(chunk.header) is False
+                last[tail.writer] = wall, not is_foreign and process.is_alive(chunk.header) is False
         for writer, (wall, dead) in last.items():
             if dead and not runstate.is_ended(state["writers"].get(writer, {})):
                 runstate.apply(state, writer, 1 << 62, Kind.SURVIVOR, wall, {"writer": writer, "status": "lost"})

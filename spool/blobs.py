@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-from . import atomic, filesystem, ids
+from . import atomic, filesystem, ids, links
 from .errors import DamagedBlob, UnreadableFile
 from .layout import RunFolder, Spool
 
@@ -32,28 +32,13 @@ class Blob:
 
 def _open_regular(path: str) -> int:
     try:
-        _require_regular(path, os.stat(path))  # before opening: to open a device may do something
-        # O_NONBLOCK: it may have become a FIFO since, and that must not hang the run
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except UnreadableFile:
-        raise
+        return links.open_file(path)
+    except IsADirectoryError:
+        raise UnreadableFile(errno.EISDIR, f"cannot save {path}: it is a folder: use save_directory") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
         raise UnreadableFile(number, f"cannot read {path}: {reason}") from None
-    try:
-        _require_regular(path, os.fstat(fd))
-    except UnreadableFile:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _require_regular(path: str, info: os.stat_result) -> None:
-    if stat.S_ISDIR(info.st_mode):
-        raise UnreadableFile(errno.EISDIR, f"cannot save {path}: it is a folder: use save_directory")
-    if not stat.S_ISREG(info.st_mode):
-        raise UnreadableFile(errno.EINVAL, f"cannot save {path}: it is not a regular file (a FIFO, socket or device)")
 
 
 def _known(spool: Spool, run: RunFolder, digest: str, size: int) -> bool:
@@ -82,8 +67,9 @@ def _known(spool: Spool, run: RunFolder, digest: str, size: int) -> bool:
 def put_file(spool: Spool, run: RunFolder, path: str) -> Blob:
     """Store a file's bytes in the run.
 
-    Raises UnreadableFile when the path is not a readable regular file, OSError (ENOSPC, EIO, ...) when the spool cannot take
-    it; then nothing is left behind. The bytes are in the page cache on return, durable after `publish`.
+    Raises UnreadableFile when the path is no readable regular file, or leads through a link that another user planted (links.py); OSError
+    (ENOSPC, EIO, ...) when the spool cannot take it; then nothing is left behind. The bytes are in the page cache on return,
+    durable after `publish`.
     """
     source = _open_regular(path)
     try:
@@ -109,6 +95,94 @@ def put_bytes(spool: Spool, run: RunFolder, data: bytes) -> Blob:
     finally:
         atomic.remove(temporary)
     return Blob(digest, len(data), new=True)
+
+
+class Hasher(Protocol):
+    """What computes a digest, as hashlib's objects do."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of all of them, in hex."""
+
+
+def put_carried(
+    spool: Spool, run: RunFolder, digest: str, size: int, chunks: Iterable[bytes], hasher: Hasher | None = None
+) -> None:  # fmt: skip
+    """Store bytes from elsewhere in the run, durably, and in the pool: those of this digest (SHA-256 in hex) and size, and no others.
+
+    `hasher`: a fresh one of SHA-256, where it is to be another than hashlib's. The run's `blobs/` must be there. Raises DamagedBlob for
+    other bytes (no more than `size` are ever written), OSError when the spool cannot take them; then nothing is left behind. A kill leaves
+    a temporary file that the next attempt replaces.
+    """
+    temporary, own = os.path.join(run.blobs, f".tmp-{digest}"), os.path.join(run.blobs, digest)
+    atomic.remove(temporary)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    try:
+        try:
+            found, written = hasher or hashlib.sha256(), 0
+            for chunk in chunks:
+                written += len(chunk)
+                if written > size:
+                    raise DamagedBlob(f"the bytes of file {digest} are more than the {size} that it should have")
+                found.update(chunk)
+                _write_all(fd, chunk)
+            if written != size or found.hexdigest() != digest:
+                raise DamagedBlob(f"the bytes of file {digest} are not its: they are {written} with the digest {found.hexdigest()}")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, own)
+    finally:
+        atomic.remove(temporary)
+    atomic.sync_folder(run.blobs)
+    _pool(spool, own, digest)
+
+
+def link_carried(spool: Spool, run: RunFolder, digest: str, size: int, path: str) -> None:
+    """Give the run its own link to a blob whose bytes lie verified and durable at `path`; a copy where links do not work.
+
+    What the run has under the name already stays where its bytes are right. The run's `blobs/` must be there. Raises as `put_carried`.
+    """
+    own = os.path.join(run.blobs, digest)
+    try:
+        if os.path.samefile(own, path) or verify(own, digest) == size:
+            return
+    except FileNotFoundError:
+        pass
+    except DamagedBlob:
+        atomic.remove(own)
+    try:
+        atomic.link(path, own)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        put_carried(spool, run, digest, size, _chunks(path))
+    else:
+        atomic.sync_folder(run.blobs)
+        _pool(spool, own, digest)
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as f:
+        while data := f.read(_CHUNK):
+            yield data
+
+
+def _pool(spool: Spool, own: str, digest: str) -> None:
+    """Let the whole spool know bytes that are durable and right. Where links do not work, each run keeps its own copy."""
+    pooled = spool.pool_path(digest)
+    if os.path.exists(pooled):
+        return
+    atomic.make_folder(os.path.dirname(pooled))
+    try:
+        atomic.link(own, pooled)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return
+    atomic.sync_folder(os.path.dirname(pooled))
 
 
 def _put(spool: Spool, run: RunFolder, source: int, path: str) -> Blob:
@@ -191,14 +265,7 @@ def publish(spool: Spool, run: RunFolder, digests: Iterable[str]) -> list[str]:
         if not own_synced:
             atomic.sync_folder(run.blobs)
             own_synced = True
-        atomic.make_folder(os.path.dirname(pooled))
-        try:
-            atomic.link(own, pooled)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            continue  # each run keeps its own copy
-        atomic.sync_folder(os.path.dirname(pooled))
+        _pool(spool, own, digest)
     return damaged
 
 

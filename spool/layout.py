@@ -12,6 +12,7 @@ from . import atomic, ids
 from .errors import InvalidSpool, NewerFormat, RunNotFound
 
 FORMAT = (1, 0)
+CARRIED = "carried.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,15 @@ class Spool:
             raise RunNotFound(f"{len(several)} runs match {text!r}: give one of the ids {', '.join(several[-5:])}")
         raise RunNotFound(f"no run {text!r} in the spool {self.path}: `agent ls` lists what is there")
 
+    def find_own_run(self, text: str) -> str:
+        """Return, as `find_run`, the id of a run that something is to be recorded into. Raises RunNotFound also for one that was carried
+        here: it is another spool's.
+        """
+        run = self.find_run(text)
+        if self.run(run).is_carried:
+            raise RunNotFound(f"run {text!r} was carried here from another spool: nobody can act on it here, only where it was recorded")
+        return run
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -112,6 +122,11 @@ class RunFolder:
     def control(self) -> str:
         """Where requests to the script lie."""
         return os.path.join(self.path, "control")
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether the run was recorded in another spool and carried here (FORMAT.md section 13): nobody records into it here."""
+        return os.path.lexists(os.path.join(self.path, CARRIED))
 
     def info(self) -> dict[str, Any]:
         """Return run.json; empty when it is missing or unreadable (it is a convenience: the records say it all)."""

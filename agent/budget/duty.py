@@ -11,8 +11,9 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
+from simspool.agent.journal import NotHolder
 from simspool.agent.retention import Retention
-from simspool.spool import Kind
+from simspool.spool import Kind, SpoolError
 from simspool.spool.pressure import FREE
 
 from .guard import survey
@@ -32,14 +33,16 @@ class BudgetDuty:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._shedder = Shedder(agent.spool, agent.catalog, agent.journal, kept=self._kept, busy=self._busy)
+        self._shedder = Shedder(agent.spool, agent.catalog, agent.journal, kept=self._whole, busy=self._busy)
         self._reserve = Reserve(agent.spool)
         self._aged_at = 0.0
         self._is_stuck = False
 
     async def turn(self) -> None:
-        """Look, and act. What fails is reported, and tried again."""
+        """Look, and act, while this agent has the spool's lease. What fails is reported, and tried again."""
         agent, guard = self._agent, self._agent.guard
+        if not agent.lease.held:
+            return
         try:
             found = await agent.work(survey, agent.catalog)
             await asyncio.to_thread(guard.look, found)
@@ -56,12 +59,20 @@ class BudgetDuty:
                 await self._shed(None)
         except asyncio.CancelledError:  # the agent stops
             return
-        except (OSError, sqlite3.Error) as error:
+        except NotHolder:
+            return  # its next holder goes on
+        except (OSError, SpoolError, sqlite3.Error) as error:
             guard.problem = f"what is over the budget cannot be deleted: {error}"
 
     def _kept(self) -> set[str]:
         """The runs of which people are to be told yet."""
         return set(self._agent.notifier.runs()) if self._agent.notifier is not None else set()
+
+    def _whole(self) -> set[str]:
+        """The runs of which nothing is shed: those too that were carried here, as it is not for this spool to declare their gaps."""
+        agent = self._agent
+        ended = agent.catalog.rows("SELECT id FROM runs WHERE complete = 1")
+        return self._kept() | {run for (run,) in ended if agent.ingest.carried.is_carried(run)}
 
     def _busy(self) -> set[str]:
         """The writers of which something is under way."""

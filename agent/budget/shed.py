@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from simspool.agent.catalog import Catalog
 from simspool.agent.inbox.positions import is_copied
 from simspool.agent.journal import Journal
-from simspool.agent.retention import GOING, Retention
+from simspool.agent.retention import Retention
 from simspool.spool import Kind, RunFolder, Spool, atomic, frames, ids, layout, segment_header, shed
 from simspool.spool.segment_header import SIZE as HEADER_SIZE
 
@@ -34,7 +34,8 @@ class Shedder:
     """Sheds one thing at a time. Confined to the agent's worker thread. `kept` names runs that must stay whole for now, `busy` writers
     of which something is under way to a server.
 
-    Raises OSError when the journal or the spool refuses: what was journaled is then done by a later `finish`.
+    Raises OSError when the journal or the spool refuses, NotHolder where another agent has the spool's lease: what was journaled is then
+    done by a later `finish`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Shedder:
     ) -> None:  # fmt: skip
         self._spool, self._catalog, self._journal, self._kept, self._busy = spool, catalog, journal, kept, busy
         self._retention = Retention(spool, catalog, journal, 0.0)
+        self._whole_runs: frozenset[str] = frozenset()
         self._precious: set[tuple[str, int]] = set()  # (writer, segment) that hold more than numbers
 
     def next(self, *, runs: bool, wanted: int = 1 << 62, before: float | None = None) -> tuple[str, str, Usage] | None:
@@ -51,8 +53,9 @@ class Shedder:
         No more goes than is `wanted` (bytes), as far as whole files and segments allow. `runs`: whole runs may go.
         `before`: only of runs that ended before this wall time (s).
         """
+        self._journal.require()
         limit = None if before is None else int(before * 1e9)
-        kept = self._kept()
+        kept = self._whole_runs = frozenset(self._kept())
         found = [r for (r,) in self._catalog.rows(_RUNS, (limit, limit)) if r not in kept and os.path.isdir(self._spool.run(r).path)]
         for step in (self._files, self._segments, *((self._whole,) if runs else ())):
             for run in found:
@@ -85,7 +88,7 @@ class Shedder:
         for digest, size, writers in rows:
             if sum(f.size for f in files) >= wanted:
                 break
-            if self._is_there(digest):
+            if self._is_there(digest) and self._whole_runs.isdisjoint(self._runs_with(digest)):
                 files.append(ShedFile(digest, size or 0, tuple(json.loads(writers))))
         if not files:
             return None
@@ -96,13 +99,13 @@ class Shedder:
 
     def _is_there(self, digest: str) -> bool:
         """Whether all links of a blob are those of ended runs and the pool: another one is a run's that is not ingested yet."""
-        paths = [*self._links(digest), self._spool.pool_path(digest)]
+        paths = [os.path.join(self._spool.runs, run, "blobs", digest) for run in self._runs_with(digest)]
+        paths.append(self._spool.pool_path(digest))
         found = [info for path in paths if (info := _stat(path)) is not None]
         return bool(found) and all(sum(o.st_ino == info.st_ino for o in found) == info.st_nlink for info in found)
 
-    def _links(self, digest: str) -> list[str]:
-        runs = self._catalog.rows("SELECT DISTINCT run FROM artifacts WHERE digest = ?", (digest,))
-        return [os.path.join(self._spool.runs, run, "blobs", digest) for (run,) in runs]
+    def _runs_with(self, digest: str) -> list[str]:
+        return [run for (run,) in self._catalog.rows("SELECT DISTINCT run FROM artifacts WHERE digest = ?", (digest,))]
 
     def _segments(self, run: str, wanted: int) -> tuple[str, Usage] | None:
         """Shed a writer's segments that hold numbers only. The last one stays: behind it, nobody would miss anything."""
@@ -154,7 +157,7 @@ class Shedder:
         if doubtful or not is_copied(folder) or not set(self._busy()).isdisjoint(folder.writer_ids()):
             return None
         rows = self._catalog.rows("SELECT id, sequence - 1, header, role FROM writers WHERE run = ?", (run,))
-        going = RunFolder(os.path.join(self._spool.runs, GOING + run), run)
+        going = self._retention.going(run)
         before = measure(folder.path)
         atomic.rename(folder.path, going.path)
         if set(going.writer_ids()) - {w for w, *_ in rows}:  # somebody opened it again
@@ -168,6 +171,7 @@ class Shedder:
             (run,),
         )
         files = [ShedFile(digest, size or 0, tuple(json.loads(writers))) for digest, size, writers in digests]
+        self._journal.require()
         for body in account.bodies(run, time.time(), spans, files, headers):
             self._journal.shed(body)
         self._carry_out(run)
@@ -177,6 +181,7 @@ class Shedder:
 
     def _carry_out(self, run: str) -> Usage:
         """Do what is journaled of a run: say it in the run, delete, note that it is done. Repeating it is harmless."""
+        self._journal.require()
         spans = account.spans_of(self._catalog, "run = ? AND done = 0", (run,))
         whole = [s for s in spans if s.segment == WHOLE]
         if whole:

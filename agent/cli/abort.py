@@ -57,7 +57,7 @@ def abort(settings: Settings, run: str, reason: str, *, sticky: bool, wait: bool
     from simspool.spool.control import make_request, put_request
 
     spool = settings.open_spool()
-    folder = spool.run(spool.find_run(run))
+    folder = spool.run(spool.find_own_run(run))  # the headers of a carried one may name processes of this very machine
     meant = openings(folder)
     if not meant and not sticky:
         raise CommandError(ExitCode.ERROR, f"run {run!r} has ended: there is nothing to abort (--sticky stops what opens it later)")

@@ -138,7 +138,7 @@ def add(settings: Settings, /, run: str, *, from_start: bool, **fields: Any) -> 
     from simspool.sdk.reference import curve_from
 
     spool = settings.open_spool()
-    folder = spool.run(spool.find_run(run))
+    folder = spool.run(spool.find_own_run(run))
     source = "alerts" if fields["when"] is not None else "events" if fields["pattern"] is not None and fields["rule"] is None else "metrics"
     reference = fields.pop("reference")
     body = alert_definition.define(

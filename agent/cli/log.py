@@ -199,7 +199,7 @@ def _target(settings: Settings, wanted: str | None) -> tuple[Spool, RunFolder]:
     if not wanted:
         raise click.UsageError('which run? begin one with eval "$(agent log run --export)", or give --run, or set SIMSPOOL_RUN')
     spool = settings.open_spool()
-    return spool, spool.run(spool.find_run(wanted))
+    return spool, spool.run(spool.find_own_run(wanted))
 
 
 def _check(folder: RunFolder, line: dict[str, Any]) -> None:
