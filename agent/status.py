@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from simspool.agent.carry import custody
 from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.store import FILE_KEY, pruned
 from simspool.agent.inbox import quarantine
+from simspool.agent.targets.settings import BUNDLE
 from simspool.agent.truth.books import ALL, Account, books, remarks
 from simspool.agent.truth.known import KnownTarget, counting
 from simspool.agent.truth.restored import restored
@@ -79,6 +81,16 @@ def _of_target(catalog: Catalog, target: KnownTarget, records: Account, files: A
         "records": records.as_dict(), "files": files.as_dict(), "remarks": what,
         **({"remarked": [{"what": word, "detail": detail, "count": n} for _, word, detail, n in rows]} if run is not None else {}),
         "restored": None if found is None else found.as_dict(),
+        **(_carried(catalog, target.server, run) if target.kind == BUNDLE else {}),
+    }  # fmt: skip
+
+
+def _carried(catalog: Catalog, server: str, run: str | None) -> dict[str, Any]:
+    """Return what receipts say beside what is acknowledged: which spool gave them, and the records that it has and has not delivered."""
+    latest = custody.latest(catalog, server)
+    return {
+        "far": custody.pinned(catalog, server), "receipt": None if latest is None else latest["at"],
+        "in_custody": custody.count_undelivered(catalog, server, run),
     }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from .status import find_run
 
 # what a sync of several targets says is the first of these that one of them says
 _WORST = ("ingesting", "draining", "refused", "incomplete", "unreachable", "timeout", "no-target", "newer-format", "done")
+CARRIED = "carried"
+"""The state of a target to which bundles carry, while something waits for one: a sync can do nothing for it."""
 
 
 @dataclass(slots=True)
@@ -25,12 +27,14 @@ class SyncReport:
 
     `state`: ingesting, draining, done, unreachable, refused, no-target, newer-format, timeout, or incomplete (the spool itself lacks what
     the records name; `problems` says what). `targets` has the report of each target; the rest is then about those that count: the required
-    ones, or all where none is required. `name` and `required` are of a target's own report.
+    ones, or all where none is required. `name`, `required` and `bundles` (it gets nothing by a sync: its state is done, or carried) are of
+    a target's own report; where others are there, those by bundles do not count.
     """
 
     state: str = "ingesting"
     name: str = ""
     required: bool = True
+    bundles: bool = False
     runs: int = 0
     records: int = 0
     records_left: int = 0
@@ -51,7 +55,8 @@ class SyncReport:
 
     def gather(self) -> None:
         """Make the whole of what the targets' reports say."""
-        counting = [t for t in self.targets if t.required] or self.targets
+        drained = [t for t in self.targets if not t.bundles]
+        counting = [t for t in drained if t.required] or drained
         if not counting:
             return
         self.state = next(state for state in _WORST if any(t.state == state for t in counting))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from .drain.drains import Drains, Lane
 from .drain.loop import Drain
+from .duties import kept, obtain
 from .notify.notifier import TELL
-from .sync import Goals, Selection, SyncReport
+from .sync import CARRIED, Goals, Selection, SyncReport
 
 if TYPE_CHECKING:
     from .app import Agent
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _ATTEMPTS, _STALL = 4, 20.0
 _BEST_EFFORT = 5.0  # seconds without progress after which a best-effort target holds up nothing
 _LONGEST_WAIT = 60.0  # seconds that a sync without a timeout waits because the server asks for it
+_ROUNDS = 20  # looks at what follows from what was just taken in: a run taken in anew, ends of the dead, what is noted of them
 
 
 class Syncing:
@@ -35,14 +37,20 @@ class Syncing:
         """Do it. Raises RunNotFound."""
         agent, report = self._agent, self._report
         self._progress(report)
-        await self._ingest_all()
-        if agent.watch is None:
-            if await agent.judge_the_rest(ended=False):
-                await self._ingest_all()
-            await self._tell()
-        runs = await agent.work(selection.resolve, agent.catalog, agent.spool)
+        if not await obtain(agent, self._deadline):
+            holder = agent.lease.holder
+            report.state, report.problem = "timeout", f"the agent of {holder.host if holder else 'another host'} has the spool's lease"
+            return report
+        async with kept(agent):
+            return await self._run(selection)
+
+    async def _run(self, selection: Selection) -> SyncReport:
+        agent, report = self._agent, self._report
+        runs = await self.settle(selection)
         newer = agent.ingest.newer if runs is None else agent.ingest.newer.intersection(runs)
         report.problems.update({run: agent.ingest.problems[run] for run in newer if run in agent.ingest.problems})
+        unread = {run: why for run, why in agent.ingest.unread.items() if runs is None or run in runs}
+        report.problems.update(unread)
         goals = await agent.work(Goals, agent.catalog, runs)
         report.live_runs = len(set(await agent.work(agent.ingest.live_runs)) & goals.runs)
         served = agent.drains is not None
@@ -57,11 +65,28 @@ class Syncing:
                 await drains.close()
         if report.state == "done" and newer:
             report.state = "newer-format"
+        if report.state == "done" and unread:  # nobody knows what is in them
+            report.state = "incomplete"
         return report
+
+    async def settle(self, selection: Selection) -> set[str] | None:
+        """Take in everything recorded up to now and what follows from it (the ends of the dead, rules that nobody judged, people to be
+        told), without sending anything. Returns the ids of the selected runs, None for all. Raises RunNotFound."""
+        agent = self._agent
+        await self._ingest_all()
+        if agent.watch is None and agent.lease.held:
+            if await agent.judge_the_rest(ended=False):
+                await self._ingest_all()
+            await self._tell()
+        return await agent.work(selection.resolve, agent.catalog, agent.spool)
 
     async def _drain(self, drains: Drains, goals: Goals, served: bool) -> None:
         report = self._report
         report.problems.update(drains.problems)
+        carried = await self._look_at_carried(drains, goals)
+        if not drains and carried and not drains.problems:
+            self._only_carried(carried)
+            return
         if not drains:
             report.state = "refused" if drains.problems else "no-target"
             report.problem = "; ".join(drains.problems.values()) or (
@@ -74,7 +99,7 @@ class Syncing:
             name: SyncReport("draining", lane.name, lane.required, url=lane.target.url, live_runs=report.live_runs)
             for name, lane in drains.lanes.items()
         }
-        report.targets = list(parts.values())
+        report.targets = [*parts.values(), *carried]
         following = [asyncio.create_task(self._follow(lane, goals, parts[name])) for name, lane in drains.lanes.items()]
         running = None if served else asyncio.create_task(drains.run())
         waits = {*following, *([running] if running is not None else [])}
@@ -90,10 +115,33 @@ class Syncing:
             await asyncio.gather(*waits, return_exceptions=True)
         report.gather()
 
+    async def _look_at_carried(self, drains: Drains, goals: Goals) -> list[SyncReport]:
+        """Return how far the targets are to which bundles carry: it is receipts that move them, nothing is sent here."""
+        made = []
+        for settings in drains.carried.values():
+            report = SyncReport("done", settings.name, settings.required, bundles=True, url=settings.address)
+            await self._agent.work(lambda: goals.measure(settings.address, report, by_record=True))  # noqa: B023 - awaited here
+            if report.records_left or report.files_left:
+                report.state, report.problem = CARRIED, _waits(report)
+            made.append(report)
+        return made
+
+    def _only_carried(self, carried: list[SyncReport]) -> None:
+        """Say how it ended where nothing but bundles goes out: it is done when receipts have covered everything, and there is no target
+        for the rest. `agent bundle create` is what goes on then."""
+        report = self._report
+        counting = [t for t in carried if t.required] or carried
+        worst = max(counting, key=lambda t: (t.state != "done", t.records_left, t.files_left))
+        for name in ("runs", "records", "records_left", "files", "files_left", "server", "url", "problem"):
+            setattr(report, name, getattr(worst, name))
+        report.state = "done" if worst.state == "done" else "no-target"
+        report.refused = max(t.refused for t in counting)
+        report.targets = carried
+
     async def _ingest_all(self) -> None:
         """Take in everything that is in the spool now, the last words of dead writers included."""
         agent = self._agent
-        for _ in range(3):
+        for _ in range(_ROUNDS):
             await agent.work(agent.ingest.scan)
             while True:
                 found = await agent.work(agent.ingest.read)
@@ -195,3 +243,9 @@ class Syncing:
     def _known_server(self, lane: Lane) -> str:
         row = self._agent.catalog.one("SELECT server FROM servers WHERE url = ?", (lane.target.url,))
         return str(row[0]) if row else ""
+
+
+def _waits(report: SyncReport) -> str:
+    """Return what waits for a bundle or for its receipt, and what to do."""
+    what = f"{report.records_left} records and {report.files_left} files wait for a bundle or its receipt"
+    return f"{what}: `agent bundle create`, and `agent bundle apply-receipt` when one came back"

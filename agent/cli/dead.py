@@ -11,7 +11,7 @@ import click
 from simspool.agent.catalog import Catalog
 from simspool.agent.exit_codes import CommandError, ExitCode
 from simspool.agent.status import find_run
-from simspool.agent.truth.dead import FILE, Decision, Letter, letters
+from simspool.agent.truth.dead import FILE, Decision, Letter, is_retried_elsewhere, letters
 from simspool.agent.truth.known import KnownTarget
 from simspool.spool import Locked, Spool, blobs
 
@@ -122,7 +122,14 @@ def retry(settings: Settings, runs: tuple[str, ...], everything: bool, ids: tupl
     RUN is an id, a unique beginning of one, or a name.
     """
     spool = settings.open_spool()
-    count = _decide(settings, spool, "retry", _chosen(settings, spool, ids, everything, runs, names, "retry"))
+    chosen = _chosen(settings, spool, ids, everything, runs, names, "retry")
+    here = [letter for letter in chosen if not is_retried_elsewhere(letter.server)]
+    if len(here) < len(chosen):
+        why = "what the far side of bundles refused is tried again there: `agent retry` in the spool that imports, then bring its receipt"
+        if not here:
+            raise CommandError(ExitCode.USAGE, why)
+        output.note(f"agent: {len(chosen) - len(here)} refusals are left as they are: {why}")
+    count = _decide(settings, spool, "retry", here)
     _say(settings, f"{count} refusals are tried again" + ("" if api_path(spool) else ": `agent sync` sends them"), count)
     return ExitCode.OK
 

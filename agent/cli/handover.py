@@ -8,12 +8,14 @@ import json
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from simspool.agent.config import host_file
 from simspool.spool import Spool, atomic
 from simspool.spool.process import start_ticks
 
 _SILENCE = 60.0  # seconds without a line after which an agent is taken for gone
+_PATIENCE = 600.0  # seconds for a receipt of many runs: it is read again what it covers
 
 
 class _Connection(http.client.HTTPConnection):
@@ -87,6 +89,26 @@ def agent_decides(path: str, decision: str, letters: Mapping[str, Collection[str
         connection.close()
 
 
+def agent_applies(path: str, target: str, receipt: bytes) -> dict[str, Any] | None:
+    """Have a running agent apply a receipt; returns what it changed, None when it went away. Raises NotTaken with its reason."""
+    from simspool.agent.carry.parts import NotTaken
+
+    connection = _Connection(path, _PATIENCE)
+    try:
+        connection.request("POST", f"/receipt?{urlencode({'target': target})}", receipt, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    if not isinstance(body, dict):
+        return None
+    if answer.status == 409:
+        raise NotTaken(str(body.get("detail")))
+    return body if answer.status == 200 else None
+
+
 def agent_abort(path: str, run: str) -> bool:
     """Have a running agent look for abort requests of a run now; False when it went away, or cannot."""
     connection = _Connection(path, 10.0)
@@ -97,3 +119,17 @@ def agent_abort(path: str, run: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def agent_settle(path: str, body: dict[str, Any], patience: float) -> dict[str, Any] | None:
+    """Have a running agent take in everything recorded so far; what it answers, None when it went away. `patience` is in seconds."""
+    connection = _Connection(path, patience)
+    try:
+        connection.request("POST", "/settle", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return found if answer.status == 200 and isinstance(found, dict) else None

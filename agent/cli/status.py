@@ -89,11 +89,17 @@ def _about_agent(body: Body) -> Iterator[tuple[str, object]]:
         running = "not running: `agent sync` sends what waits, `agent run` keeps sending"
     else:
         how = ", on demand" if agent.get("on_demand") else ""
-        running = f"running (pid {agent['pid']}{how}), {agent['drain']}" + (f" to {agent['url']}" if agent["url"] else "")
+        lease = agent.get("lease") or {"held": True}
+        doing = f"{agent['drain']}" + (f" to {agent['url']}" if agent["url"] else "")
+        if not lease["held"]:
+            doing = f"the agent of {lease['host'] or 'another host'} sends"
+        running = f"running (pid {agent['pid']}{how}), {doing}"
     runs = dict(body["runs"])
     total = runs.pop("total")
     yield "spool", body["spool"]
     yield "agent", running
+    for line in (agent or {}).get("relay", []):
+        yield "relay", line
     yield "runs", f"{total}" + (f" ({', '.join(f'{n} {s}' for s, n in sorted(runs.items()))})" if runs else "")
 
 
@@ -107,6 +113,8 @@ def _books(body: Body) -> Iterator[tuple[str, object]]:
             yield "", f"files: {_amounts(target['files'])}"
     for target in body["targets"]:
         where = f" on {target['name']}" if len(body["targets"]) > 1 else ""
+        if "in_custody" in target:
+            yield f"by bundles{where}", _carried(target)
         if not target["server"]:
             yield f"target {target['name']}", f"{target['url']} was never reached"
         if target["remarks"]:
@@ -123,6 +131,13 @@ def _books(body: Body) -> Iterator[tuple[str, object]]:
         yield "lost", f"{last - first + 1} records, {first} to {last} of writer {span['writer']} in run {span['run']}: {span['reason']}"
     if len(body["lost"]) > _SPANS:
         yield "lost", f"... and {len(body['lost']) - _SPANS} more spans: --json lists them"
+
+
+def _carried(body: Body) -> str:
+    if body["far"] is None:
+        return "no receipt came back yet: `agent bundle create` carries what waits"
+    held = f"; it has {body['in_custody']} records that it has not delivered" if body["in_custody"] else ""
+    return f"to the spool {body['far']}, whose latest receipt is of {_time(body['receipt'])}{held}"
 
 
 def _restored(body: Body) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -28,12 +28,7 @@ def sync(
     settings: Settings, runs: tuple[str, ...], folder: str | None, tags: tuple[str, ...], where: tuple[str, ...], timeout: float | None
 ) -> int:
     """RUN is an id, a unique prefix of one, or a name; without any, everything is sent."""
-    pairs = []
-    for text in where:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--where")
-        pairs.append((key, value))
+    pairs = where_pairs(where)
     spool = settings.open_spool()
     body = {"runs": list(runs), "folder": folder, "tags": list(tags), "where": pairs, "timeout": timeout}
     with output.Progress("syncing", quiet=settings.json) as bar:
@@ -51,6 +46,17 @@ def sync(
     else:
         _print(report)
     return int(report["exit_code"])
+
+
+def where_pairs(where: Iterable[str]) -> list[tuple[str, str]]:
+    """Return what --where says, as pairs."""
+    pairs = []
+    for text in where:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--where")
+        pairs.append((key, value))
+    return pairs
 
 
 def _wherever(settings: Settings, spool: Spool, body: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def _alone(settings: Settings, spool: Spool, body: dict[str, Any], show: Callabl
 
 
 def _print(report: dict[str, Any]) -> None:
-    if len(report["targets"]) < 2:
+    if len(report["targets"]) < 2 or all(target["bundles"] for target in report["targets"]):
         _print_one(report)
         return
     for target in report["targets"]:
@@ -118,6 +124,9 @@ def _print(report: dict[str, Any]) -> None:
 
 def _print_one(report: dict[str, Any]) -> None:
     state = report["state"]
+    if state == "carried":
+        output.echo(f"nothing is sent to it: {report['problem']}")
+        return
     human = output.human_bytes
     sent = f"sent {report['sent_records']} records ({human(report['sent_bytes'])}), "
     sent += f"{report['sent_files']} files ({human(report['sent_file_bytes'])})"

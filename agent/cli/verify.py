@@ -42,6 +42,7 @@ def verify(settings: Settings, runs: tuple[str, ...], everything: bool, names: t
 async def _verify(settings: Settings, runs: tuple[str, ...], names: tuple[str, ...], deep: bool) -> int:
     from simspool.agent.targets.build import make_target
     from simspool.agent.targets.port import Refused, Unreachable
+    from simspool.agent.targets.settings import BUNDLE
     from simspool.agent.truth.known import known_targets
     from simspool.agent.truth.verify import Asked, Verifier, connect
     from simspool.sdk.errors import ConfigError
@@ -65,6 +66,10 @@ async def _verify(settings: Settings, runs: tuple[str, ...], names: tuple[str, .
         known = {t.name: t for t in known_targets(catalog, chosen)}
         with output.Progress("verifying", len(ids) * len(chosen), quiet=settings.json) as bar:
             for one in chosen:
+                if one.kind == BUNDLE:
+                    _carried(settings, one.name)
+                    bar.advance(len(ids))
+                    continue
                 try:
                     target = make_target(one)
                 except Refused as error:
@@ -90,8 +95,17 @@ async def _verify(settings: Settings, runs: tuple[str, ...], names: tuple[str, .
                     await target.close()
     if not settings.json:
         said = ", ".join(f"{n} {_WORDS.get(verdict, verdict)}" for verdict, n in sorted(totals.items())) or "nothing was verified"
-        output.echo(f"{len(ids)} runs on {len(chosen)} targets: {said}")
+        output.echo(f"{len(ids)} runs on {sum(s.kind != BUNDLE for s in chosen)} targets: {said}")
     return worst
+
+
+def _carried(settings: Settings, name: str) -> None:
+    """Say of a target to which bundles carry that it cannot be asked: no packet reaches it."""
+    why = "what bundles carry is counted on the far side: `agent verify` in the spool that imports them"
+    if settings.json:
+        output.echo_json({"target": name, "verdict": "carried", "note": why})
+    else:
+        output.note(f"agent: {name}: {why}")
 
 
 def _failed(settings: Settings, name: str, why: str, code: ExitCode) -> ExitCode:

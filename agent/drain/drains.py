@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from simspool.agent.targets.build import make_target
 from simspool.agent.targets.port import Refused, Target
-from simspool.agent.targets.settings import TargetSettings
+from simspool.agent.targets.settings import BUNDLE, TargetSettings
 from simspool.sdk.errors import ConfigError
 
 from .loop import Drain
@@ -43,7 +43,8 @@ class Drains:
     """The lanes in force. Confined to the event loop.
 
     `load` returns the settings (it may raise ConfigError), `make` a drain for one of them, `build` a target. `problems` tells of targets
-    that cannot be used as they are configured, by name; the key "targets" is about all of them: then those of before go on.
+    that cannot be used as they are configured, by name; the key "targets" is about all of them: then those of before go on. Targets to
+    which bundles carry have no lane: they are in `carried`, and what they lack is kept like any other's.
     """
 
     def __init__(
@@ -55,11 +56,19 @@ class Drains:
         self._stamp: tuple[int, int, int] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._said: set[str] = set()
         self.lanes: dict[str, Lane] = {}
+        self.carried: dict[str, TargetSettings] = {}
+        self._wanted: list[TargetSettings] = []
         self.problems: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self.lanes)
+
+    @property
+    def settings(self) -> list[TargetSettings]:
+        """Those of all targets in force, in their order."""
+        return [s for s in self._wanted if s.name in self.lanes or s.name in self.carried]
 
     @property
     def counting(self) -> list[Lane]:
@@ -73,6 +82,7 @@ class Drains:
         None while one of the required targets is not known, cannot be used, or none is required: then nothing is.
         """
         servers = [lane.drain.server for lane in self.lanes.values() if lane.required]
+        servers += [settings.address for settings in self.carried.values() if settings.required]
         return servers if servers and all(servers) and not self.problems else None
 
     async def load(self) -> None:
@@ -85,10 +95,16 @@ class Drains:
             self.problems["targets"] = str(error)
             return
         self.problems.clear()
+        for concern in dict.fromkeys(c for settings in wanted.values() for c in settings.concerns):
+            if concern not in self._said:
+                self._said.add(concern)
+                self._report(f"not safe: {concern}")
         for name in [n for n, lane in self.lanes.items() if wanted.get(n) != lane.settings]:
             await self._end(name)
+        self._wanted = list(wanted.values())
+        self.carried = {name: settings for name, settings in wanted.items() if settings.kind == BUNDLE}
         for name, settings in wanted.items():
-            if name in self.lanes:
+            if name in self.lanes or name in self.carried:
                 continue
             try:
                 target = self._build(settings)
@@ -159,7 +175,7 @@ class Drains:
     def doing(self) -> str:
         """Return what they do, in a line for people."""
         if not self.lanes:
-            return "; ".join(self.problems.values()) or "no server is configured"
+            return "; ".join(self.problems.values()) or ("carried by bundles" if self.carried else "no server is configured")
         words = [
             (f"{lane.name}: " if len(self.lanes) > 1 else "") + lane.drain.state + (f": {lane.drain.problem}" if lane.drain.problem else "")
             for lane in self.lanes.values()

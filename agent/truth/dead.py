@@ -14,6 +14,7 @@ from typing import Any, Literal
 from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.store import FILE_KEY
 from simspool.agent.journal import Journal
+from simspool.agent.targets.settings import BUNDLE
 
 from .known import KnownTarget
 
@@ -86,13 +87,21 @@ def _of(catalog: Catalog, target: KnownTarget) -> list[Letter]:
     return found
 
 
+def is_retried_elsewhere(server: str) -> bool:
+    """Say whether refusals came with a receipt: it is the spool on the far side that can send again."""
+    return server.startswith(f"{BUNDLE}:")
+
+
 def decide(catalog: Catalog, journal: Journal, decision: Decision, targets: Sequence[tuple[str, Collection[str]]]) -> int:
     """Carry out what the user decided of the letters with these ids, by server; returns how many there were.
 
-    What is not there (any more) is left out. Raises OSError when the journal cannot be written.
+    What is not there (any more) is left out, and so is trying again what bundles carry: see `is_retried_elsewhere`. Raises OSError when
+    the journal cannot be written.
     """
     count = 0
     for server, ids in targets:
+        if decision == "retry" and is_retried_elsewhere(server):
+            continue
         wanted = {letter.id: letter for letter in _of(catalog, KnownTarget("", "", "", True, server)) if letter.id in ids}
         # what was given up may be tried again, and what is tried again may be given up
         found = [letter for letter in wanted.values() if decision == "retry" or not letter.given_up]

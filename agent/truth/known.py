@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from simspool.agent.catalog import Catalog
-from simspool.agent.targets.settings import SERVER, TargetSettings
+from simspool.agent.targets.settings import BUNDLE, SERVER, TargetSettings
 
-_BY_RECORD = frozenset({"simvue", "mlflow", "directory"})
+_BY_RECORD = frozenset({"simvue", "mlflow", "directory", BUNDLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,9 @@ def known_targets(catalog: Catalog, settings: Iterable[TargetSettings]) -> list[
     Without any settings it is the server last seen, if there was one: what it has is worth knowing all the same.
     """
     servers = dict(catalog.rows("SELECT url, server FROM servers ORDER BY seen"))
-    found = [KnownTarget(s.name, s.kind, s.address, s.required, servers.get(s.address, "")) for s in settings]
+    found = [
+        KnownTarget(s.name, s.kind, s.address, s.required, s.address if s.kind == BUNDLE else servers.get(s.address, "")) for s in settings
+    ]
     if len(found) == 1 and not found[0].server and not servers:
         # a catalog that was built anew, before anything has connected: it is the one of the latest receipt
         one = found[0]
@@ -46,7 +48,7 @@ def counting(targets: Sequence[KnownTarget]) -> list[KnownTarget]:
 
 def _latest(catalog: Catalog) -> str:
     row = catalog.one("SELECT server FROM servers ORDER BY seen DESC LIMIT 1")
-    row = row or catalog.one("SELECT server FROM cursors ORDER BY at DESC LIMIT 1")
+    row = row or catalog.one("SELECT server FROM cursors WHERE server NOT LIKE ? ORDER BY at DESC LIMIT 1", (f"{BUNDLE}:%",))
     return str(row[0]) if row else ""
 
 

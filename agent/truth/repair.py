@@ -23,6 +23,7 @@ from simspool.agent.ingest import Ingest
 from simspool.agent.journal import Journal
 from simspool.agent.scrub import Finding
 from simspool.spool import DamagedBlob, Spool, atomic, blobs
+from simspool.spool.lease import Lease
 
 _SEGMENT = frozenset({"corrupt", "torn", "loss", "header", "drops", "lost", "missing"})
 _BLOB = frozenset({"blob-damaged", "blob-missing"})
@@ -157,7 +158,7 @@ class Repairer:
         return f"the catalog disagrees with the spool ({why}): it {what} set aside, and is built anew by the next command" if why else ""
 
     def _disagreement(self, known: Catalog, fresh: Catalog) -> str:
-        Journal(self._spool, fresh).close()
+        Journal(self._spool, fresh, lease=Lease(self._spool)).close()  # not held: nothing of the journal is to change
         self._take_in(fresh)
         pruned = {r for (r,) in fresh.rows("SELECT run FROM pruned")}
         shed = {w for (w,) in fresh.rows("SELECT writer FROM shed")}
