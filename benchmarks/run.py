@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import abort_latency
+import bundles
 import caller
 import large_files
 import pipeline
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Figure]]] = {
     "many_runs": pipeline.many_runs,
     "thousand_runs": pipeline.thousand_runs,
     "large_files": large_files.large_files,
+    "bundles": bundles.bundles,
     "sampling": sampling.sampling,
     "programs": programs.programs,
     "abort_latency": abort_latency.abort_latency,

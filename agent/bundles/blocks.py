@@ -1,0 +1,118 @@
+"""How a member's content lies in the volumes: blocks of 1 MiB, each a zstd frame, or as it is where that is no smaller.
+
+A block's stored form is four bytes (its length; the highest bit is set where it is not compressed), then its bytes. A reader knows each
+block's true size before it looks at it: 1 MiB, the last one the rest. So nothing that a bundle says makes it decompress more than that.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from .errors import BadBundle
+
+BLOCK = 1 << 20
+HEADER = 4
+_LEVEL = 1  # on rows of numbers as small as level 3, at twice its speed: what is packed here is read and hashed as well
+_RAW = 1 << 31
+_LENGTH = struct.Struct(">I")
+_mine = threading.local()  # zstd's contexts serve one thread at a time
+
+T = TypeVar("T")
+
+
+def count(size: int) -> int:
+    """Return how many blocks content of so many bytes has."""
+    return -(-size // BLOCK)
+
+
+def most_stored(size: int) -> int:
+    """Return the most bytes that content of so many bytes takes in the volumes."""
+    return size + HEADER * count(size)
+
+
+def pack(block: bytes) -> tuple[bytes, bytes]:
+    """Return a block's stored form: its four bytes, and what follows them."""
+    import zstandard
+
+    packer = getattr(_mine, "packer", None)
+    if packer is None:
+        packer = _mine.packer = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True, write_checksum=False)
+    packed: bytes = packer.compress(block)
+    if len(packed) < len(block):
+        return _LENGTH.pack(len(packed)), packed
+    return _LENGTH.pack(len(block) | _RAW), block
+
+
+def unpack(stored: bytes, size: int) -> bytes:
+    """Return the content of a block of `size` bytes. Raises BadBundle; never makes more than `size` bytes."""
+    import zstandard
+
+    unpacker = getattr(_mine, "unpacker", None)
+    if unpacker is None:
+        unpacker = _mine.unpacker = zstandard.ZstdDecompressor(max_window_size=BLOCK)
+    try:
+        found = zstandard.get_frame_parameters(stored)
+        if found.content_size != size or found.dict_id:
+            raise BadBundle("a block is not of the size that it should have: the bundle was altered; copy it again")
+        block: bytes = unpacker.decompress(stored, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise BadBundle(f"a block cannot be decompressed ({error}): the bundle was altered; copy it again") from None
+    if len(block) != size:
+        raise BadBundle("a block is shorter than it should be: the bundle was altered; copy it again")
+    return block
+
+
+def read_blocks(read: Callable[[int], bytes], size: int, stored: int, pool: ThreadPoolExecutor) -> Iterator[bytes]:
+    """Yield the content of a member, block by block; `read` gives exactly so many of its `stored` bytes, in order. Raises BadBundle."""
+
+    def jobs() -> Iterator[Callable[[], bytes] | bytes]:
+        left, rest = stored, size
+        while rest:
+            expected = min(BLOCK, rest)
+            word = _LENGTH.unpack(read(HEADER))[0] if left >= HEADER else 0
+            raw, length = bool(word & _RAW), word & ~_RAW
+            left -= HEADER + length
+            if left < 0 or not 0 < length <= expected or (raw and length != expected):
+                raise BadBundle("a block's length is not possible: the bundle was altered; copy it again")
+            block = read(length)
+            rest -= expected
+            yield block if raw else partial(unpack, block, expected)
+        if left:
+            raise BadBundle("a member has bytes that belong to no block: the bundle was altered; copy it again")
+
+    return in_order(pool, jobs())
+
+
+def in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], T] | T], ahead: int = 4) -> Iterator[T]:
+    """Yield what the jobs return, in order; the pool is a few of them ahead. The jobs are found in the caller's thread.
+
+    A job may be its own result.
+    """
+    waiting: deque[Future[T] | T] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job) if callable(job) else job)
+            if len(waiting) > ahead:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        for one in waiting:
+            if isinstance(one, Future):
+                one.cancel()
+
+
+def _result(one: Future[T] | T) -> T:
+    return one.result() if isinstance(one, Future) else one
+
+
+def workers() -> ThreadPoolExecutor:
+    """Return threads that pack and unpack."""
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="blocks")

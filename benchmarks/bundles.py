@@ -1,0 +1,105 @@
+"""Bundles: how fast one is made and imported, beside hashing the same bytes, and how small the next one is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from time import perf_counter
+
+from harness import Figure, Plan, agent, median, python, scratch
+
+_RECORD = """
+import sys
+from pathlib import Path
+from simspool.sdk import Run
+with Run(mode="offline") as run:
+    run.init("carried")
+    for step in range(20_000):
+        run.log_metrics({"loss": step / 2, "energy": step * 0.1, "count": step}, step=step)
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        run.save_file(str(path), category="output")
+print(0)
+"""
+_BLOCK = 1 << 20
+
+
+def _make(folder: Path, count: int, *, random: bool) -> None:
+    """Write files of 64 MiB: bytes that do not compress, or rows of numbers as simulations print them (about 3 to 1)."""
+    folder.mkdir()
+    for number in range(count):
+        with (folder / f"file-{number}").open("wb") as file:
+            for part in range(64):
+                if random:
+                    file.write(os.urandom(_BLOCK))
+                    continue
+                base = int.from_bytes(os.urandom(6), "little")
+                rows = "".join(f"{part:6d} {i:8d} {(base * (i + 7919)) % 999983:12.6e} {i * 0.001:10.4f}\n" for i in range(23_000))
+                file.write(rows.encode().ljust(_BLOCK, b"\n")[:_BLOCK])
+
+
+def _hash(folder: Path) -> float:
+    """Return the seconds that hashing the files takes."""
+    began = perf_counter()
+    for path in sorted(folder.iterdir()):
+        hasher = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                hasher.update(block)
+    return perf_counter() - began
+
+
+def bundles(plan: Plan) -> list[Figure]:
+    """`agent bundle create` and `import` of a run with large files, over hashing these files; what a start takes is subtracted."""
+    count, rounds = plan.scale(8, 2), plan.scale(5, 2)
+    figures = []
+    for kind in ("incompressible", "text"):
+        with scratch(plan, "bundles") as folder:
+            _make(folder / "files", count, random=kind == "incompressible")
+            python(_RECORD, folder, folder / "files")
+            agent(folder, "bundle", "create", "--json")
+            nothing = {"SIMSPOOL_DIR": str(folder / "nothing")}
+            python("from simspool.spool import open_spool; open_spool('nothing', create=True); print(0)", folder)
+            start = min(agent(folder, "bundle", "create", "--json", **nothing).seconds for _ in range(3))
+            made, taken, size = [], [], count * 64 * _BLOCK
+            for number in range(rounds):
+                plan.say(f"  {kind}, {size >> 20} MiB, {number + 1} of {rounds}")
+                hashing = _hash(folder / "files")
+                created = agent(folder, "bundle", "create", "--json")
+                far = {"SIMSPOOL_DIR": str(folder / f"far-{number}")}
+                path = created.last["path"]
+                imported = agent(folder, "bundle", "import", path, "--json", **far)
+                if imported.last["new_file_bytes"] != size:
+                    raise RuntimeError(f"not everything was imported: {imported.out[-1000:]}")
+                made.append((hashing / (created.seconds - start), size / (created.seconds - start) / 1e6, created.peak))
+                taken.append((hashing / (imported.seconds - start), size / (imported.seconds - start) / 1e6, imported.peak))
+                last = created.last
+            reference = f"sha256 of the same bytes: {size / hashing / 1e6:.0f} MB/s"
+            for what, found in (("create", made), ("import", taken)):
+                figures.append(
+                    Figure(
+                        f"bundle {what}, {kind}, over hashing the bytes", median([r for r, _, _ in found]), "x", 0.5, lower=False,
+                        reference=reference, n=f"{rounds}",
+                        detail=f"{median([s for _, s, _ in found]):.0f} MB/s, peak {max(p for _, _, p in found) / 1e6:.0f} MB; "
+                        f"{last['stored'] / size:.2f} of the bytes are carried",
+                    )
+                )  # fmt: skip
+    return [*figures, _next(plan)]
+
+
+def _next(plan: Plan) -> Figure:
+    """What the bundle after a receipt carries of a run that went on, beside the first one."""
+    with scratch(plan, "next") as folder:
+        _make(folder / "files", 1, random=True)
+        python(_RECORD, folder, folder / "files")
+        first = agent(folder, "bundle", "create", "--json").last
+        far = {"SIMSPOOL_DIR": str(folder / "far")}
+        agent(folder, "bundle", "import", first["path"], **far)
+        receipt = json.loads(agent(folder, "bundle", "receipt", "--json", **far).out)["path"]
+        agent(folder, "bundle", "apply-receipt", str(folder / receipt))
+        (folder / "more").mkdir()
+        python(_RECORD, folder, folder / "more")
+        second = agent(folder, "bundle", "create", "--json").last
+        detail = f"{second['blobs']} files, {second['record_bytes']} bytes of records; the first: {first['blob_bytes'] >> 20} MiB of files"
+        return Figure("the next bundle, over the first one", second["stored"] / first["stored"], "x", detail=detail, n="1")
