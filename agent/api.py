@@ -15,6 +15,8 @@ from aiohttp import web
 
 from simspool.spool import RunNotFound, atomic, ids
 
+from .bundles import settling
+from .carry import routes as carry_routes
 from .exit_codes import ExitCode
 from .notify.queue import standing
 from .status import overview
@@ -33,7 +35,8 @@ class LocalApi:
     """`GET /status`, and `POST /sync` {"runs", "folder", "tags", "where", "timeout": s}.
 
     A sync answers lines of JSON, its progress; the last one, with `final`, is the result. `POST /abort` {"run"} says that a
-    run has a new abort request; `POST /dead` is in truth/routes.py.
+    run has a new abort request; `POST /dead` is in truth/routes.py, `POST /receipt` in carry/routes.py, `POST /settle` in
+    bundles/settling.py.
     """
 
     def __init__(self, agent: Agent, folder: str | None) -> None:
@@ -51,6 +54,8 @@ class LocalApi:
         app.router.add_post("/sync", self._sync)
         app.router.add_post("/abort", self._abort)
         truth_routes.add(app, self._agent)
+        carry_routes.add(app, self._agent)
+        settling.add(app, self._agent)
         path = os.path.join(self._folder, "api")
         atomic.remove(path)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -76,6 +81,7 @@ class LocalApi:
         drains = agent.drains
         lanes = list(drains.lanes.values()) if drains is not None else []
         counting = drains.counting if drains is not None else []
+        carried = list(drains.carried.values()) if drains is not None else []
         stuck = next((lane for lane in counting if lane.drain.problem), None)
         ingest = agent.ingest_loop.problem if agent.ingest_loop else ""
         sampling, unsampled = (agent.sampler.problem or agent.sampler.gpu_problem, agent.sampler.problems) if agent.sampler else ("", {})
@@ -84,20 +90,26 @@ class LocalApi:
             "pid": os.getpid(),
             "since": agent.started,
             "on_demand": agent.on_demand,
+            "relay": agent.relay.describe() if agent.relay is not None else [],
+            "lease": {"held": agent.lease.held, "host": agent.lease.holder.host if agent.lease.holder is not None else None},
             "url": counting[0].target.url if counting else None,
-            "drain": (stuck or counting[0]).drain.state if counting else "no-target",
+            "drain": (stuck or counting[0]).drain.state if counting else "carried by bundles" if carried else "no-target",
             "targets": [
                 {
                     "name": lane.name, "url": lane.target.url, "required": lane.required, "state": lane.drain.state,
                     "problem": lane.drain.problem, "server": lane.drain.server,
                 }
                 for lane in lanes
+            ] + [
+                {"name": s.name, "url": s.address, "required": s.required, "state": "by bundles", "problem": "", "server": s.address}
+                for s in carried
             ],
             "problem": ingest or (stuck.drain.problem if stuck else "") or agent.disk_problem or agent.guard.problem
             or sampling or emissions,
             "following": len(agent.ingest.active),
             "problems": {
                 **agent.untold(),
+                **(agent.relay.problems() if agent.relay is not None else {}),
                 **unsampled,
                 **agent.inboxes.problems,
                 **agent.ingest.problems,
@@ -110,7 +122,7 @@ class LocalApi:
     def _overview(self) -> dict[str, Any]:
         agent = self._agent
         lanes = list(agent.drains.lanes.values()) if agent.drains is not None else []
-        known = known_targets(agent.catalog, [lane.settings for lane in lanes])
+        known = known_targets(agent.catalog, agent.drains.settings if agent.drains is not None else [])
         servers = {lane.name: lane.drain.server for lane in lanes}
         body = overview(agent.catalog, agent.spool, [replace(t, server=servers.get(t.name) or t.server) for t in known])
         body["budget"] = agent.guard.as_dict()

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from simspool.sdk.budget import Budget
 from simspool.sdk.config import Graces
 from simspool.sdk.sampling.slots import AHEAD
-from simspool.spool import Spool, atomic, control
+from simspool.spool import Spool, SpoolError, atomic, control
+from simspool.spool.lease import PATIENCE, Lease
 from simspool.spool.lock import SpoolLock
 from simspool.spool.process import start_ticks
 
@@ -32,13 +33,14 @@ from .api import LocalApi
 from .budget.guard import Guard
 from .budget.shed import Shedder
 from .catalog import Catalog
-from .catalog.store import catalog_path, is_damage
+from .catalog.store import claim, is_damage
 from .clock import Clock, SystemClock
 from .config import AgentConfig, host_file, runtime_folder
 from .drain.backoff import Backoff
 from .drain.drains import Drains
 from .drain.loop import Drain
 from .drain.network import NetworkWatch
+from .duties import SpoolDuties
 from .emissions import EVERY
 from .emissions.meter import Emissions
 from .exit_codes import CommandError, ExitCode
@@ -47,6 +49,7 @@ from .ingest import Ingest
 from .ingest.loop import IngestLoop
 from .ingest.wake import Doorbell, FolderWatch
 from .journal import Journal
+from .live import is_of_another_host
 from .notes import RunNotes
 from .notify.notifier import Notifier
 from .notify.settings import NotifySource
@@ -60,6 +63,9 @@ from .targets.build import make_target
 from .targets.port import Target
 from .targets.settings import SERVER, TargetSettings, targets_file
 
+if TYPE_CHECKING:
+    from .relay.duty import RelayDuty
+
 T = TypeVar("T")
 Report = Callable[[str], None]
 
@@ -70,7 +76,8 @@ _IDLE = 10.0  # seconds: longer than any thread beside it waits when there is no
 class Agent:
     """One agent on one spool, for one process's life. Use it as an async context manager; then `serve` or `sync`.
 
-    Raises Locked on entry when another agent has the spool. `target` replaces the configured ones, `build` makes
+    Raises Locked on entry when another agent of this host has the spool. What one agent does for all hosts it does while it has the
+    spool's lease (see duties.py). `target` replaces the configured ones, `build` makes
     those; `on_demand` is said to whoever asks.
     """
 
@@ -83,6 +90,8 @@ class Agent:
         self.report = report
         self._target, self._build, self._backoff = target, build, backoff
         self._lock = SpoolLock(self.spool)
+        self.lease = Lease(self.spool, patience=config.patience)
+        self.duties: SpoolDuties | None = None  # while it serves
         self._executor: ThreadPoolExecutor | None = None
         self.drains: Drains | None = None  # while it serves
         self.started = time.time()
@@ -98,6 +107,7 @@ class Agent:
         self.site: SiteFile | None = None
         self.notify: NotifySource | None = None
         self.notifier: Notifier | None = None
+        self.relay: RelayDuty | None = None
         self.watch: Watch | None = None
         self.sampler: Sampler | None = None
         self.emissions: Emissions | None = None
@@ -106,6 +116,7 @@ class Agent:
         self.taken = 0  # times that something was taken in
         self.syncs = 0  # that commands are waiting for
         self._address: dict[str, Any] = {}
+        self._follow: Callable[[list[tuple[str, str]]], None] | None = None
         self._here: asyncio.AbstractEventLoop | None = None
 
     # ------------------------------------------------------------------ life
@@ -122,14 +133,19 @@ class Agent:
         return self
 
     def _open(self) -> None:
-        self.catalog = Catalog(catalog_path(self.spool))
+        path, held = claim(self.spool)
+        self.catalog = Catalog(path, claim=held)
         try:
-            self.journal = Journal(self.spool, self.catalog)
-            self.ingest = Ingest(self.spool, self.catalog, report=self.report, turn=self._worker_turn, notes=self.notes)
-            self.inboxes = Inboxes(self.spool, self.ingest.unended_runs, self._copied, self.report)
-            with contextlib.suppress(OSError):  # housekeeping tries again
-                Retention(self.spool, self.catalog, self.journal, self.config.grace).finish()
-                Shedder(self.spool, self.catalog, self.journal).finish()
+            row = self.catalog.one("SELECT value FROM meta WHERE key = 'generation'")
+            self.lease.floor = int(row[0]) if row is not None else 0
+            with contextlib.suppress(OSError):  # it is looked for again
+                self.lease.turn()
+            self.journal = Journal(self.spool, self.catalog, lease=self.lease)
+            self.ingest = Ingest(
+                self.spool, self.catalog, report=self.report, turn=self._worker_turn, notes=self.notes, learn=self._learn
+            )
+            self.inboxes = Inboxes(self.spool, self.ingest.unended_runs, self._copied, self.report, lambda: self.lease.is_fresh)
+            self._finish()
         except sqlite3.Error as error:
             if not is_damage(error):
                 self.catalog.close()
@@ -139,6 +155,30 @@ class Agent:
         except BaseException:
             self.catalog.close()
             raise
+
+    def _learn(self) -> None:
+        """Take in what other agents journaled, where that can be read. Raises OSError."""
+        with contextlib.suppress(SpoolError):
+            self.journal.follow()
+
+    def _finish(self) -> None:
+        """End deletions that were killed in the middle."""
+        with contextlib.suppress(OSError):  # housekeeping tries again; another agent, where that one has the lease
+            Retention(self.spool, self.catalog, self.journal, self.config.grace).finish()
+            Shedder(self.spool, self.catalog, self.journal).finish()
+
+    def take_over(self) -> None:
+        """The lease is this agent's: learn what its last holder journaled, end what it began. Runs in the worker thread."""
+        with contextlib.suppress(OSError, SpoolError):  # it is read again every two seconds
+            self.journal.follow()
+        self._finish()
+        if self._follow is not None:
+            self.ingest.tell(self._follow)
+
+    def journal_changed(self) -> None:
+        """Another host's agent journaled something: what waits here may be acknowledged, or is to be sent again."""
+        if self.drains is not None:
+            self.drains.wake()
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -151,6 +191,8 @@ class Agent:
         self.notes.close()
         with contextlib.suppress(OSError, sqlite3.Error):  # a journal that cannot be sealed is read as it is
             self.journal.close()
+        with contextlib.suppress(OSError):  # the next one waits for a time
+            self.lease.release()
         self.ingest.close()
         if self.condemned:
             self.catalog.condemn()
@@ -210,7 +252,7 @@ class Agent:
     def _flagged(self, server: str, flags: Mapping[str, Mapping[str, Any]]) -> None:
         """The server wants runs to be aborted; it says so again and again."""
         for run, flag in flags.items():
-            if self.aborts is not None:
+            if self.aborts is not None and not self.ingest.carried.is_carried(run):
                 self.aborts.flagged(server, run, flag)
 
     # ------------------------------------------------------------------ the daemon
@@ -232,17 +274,22 @@ class Agent:
             self.report(problem)
         drains = self.drains = self.make_drains(None, heartbeats=True)
         await drains.load()
-        if not drains:
+        if not drains and self.relay is not None and self.relay.sends and not drains.problems:
+            self.report("no server is configured: what is recorded goes by the relay")
+        elif not drains and drains.carried and not drains.problems:
+            self.report("nothing is sent from here: what is recorded waits for bundles (`agent bundle create`)")
+        elif not drains:
             why = "; ".join(drains.problems.values())
             self.report(why or "no server is configured: recording is watched, nothing is sent (SIMSPOOL_URL, --url, `agent target add`)")
         network = NetworkWatch(self._network_changed)
         network.start()
         api = LocalApi(self, folder)
         housekeeping = Housekeeping(self)
-        tasks = [asyncio.create_task(loop.run()), asyncio.create_task(self._watch_processes(loop)), asyncio.create_task(drains.run())]
-        notifier = self.notifier = self.make_notifier()
-        if notifier is not None:
-            tasks.append(asyncio.create_task(notifier.run()))
+        duties = self.duties = SpoolDuties(self)
+        await duties.turn()
+        if not duties.are_done:
+            self.report("another host's agent has the spool's lease: it sends, this one looks after its own host")
+        tasks = [asyncio.create_task(loop.run()), asyncio.create_task(self._watch_processes(loop)), asyncio.create_task(duties.run())]
         waiting = asyncio.create_task(stop.wait())
         try:
             await self._reachable(bell, api)
@@ -267,8 +314,7 @@ class Agent:
             watch.stop()
             await asyncio.to_thread(self.guard.stop)
             await asyncio.to_thread(watching.close)
-            if notifier is not None:
-                await asyncio.to_thread(notifier.stop)
+            self.duties = None
 
     def _start_watch(self, bell: Doorbell | None) -> contextlib.ExitStack:
         """Start the threads that judge, abort and sample; closing what is returned ends them."""
@@ -287,8 +333,12 @@ class Agent:
 
         def follow(found: list[tuple[str, str]]) -> None:
             # what this agent notes in a run that has ended is no reason to watch it again
-            watch.follow([(w, run) for w, run in found if watch.follows(run) or (self.notes.position(run) or ("",))[0] != w])
+            found = [(w, run) for w, run in found if watch.follows(run) or (self.notes.position(run) or ("",))[0] != w]
+            if not self.lease.held:  # its own host's; the holder watches all, as other hosts may have no agent
+                found = [(w, run) for w, run in found if not is_of_another_host(self.spool.run(run).writer(w))]
+            watch.follow(found)
 
+        self._follow = follow
         self.ingest.tell(follow)
         sampler = self.sampler = Sampler(self.spool.path, self.notes.sample, watch.live)
         emissions = self.emissions = Emissions(
@@ -339,7 +389,8 @@ class Agent:
         """Judge the runs with alerts for which no watch was there (those that have ended, or all). Returns how many."""
 
         def find() -> list[str]:
-            return unjudged(self.catalog, ended=ended, site=self.site)
+            found = unjudged(self.catalog, ended=ended, site=self.site)
+            return [run for run in found if not self.ingest.carried.is_carried(run)]
 
         watch = self.watch
         runs = [run for run in await self.work(find) if watch is None or not watch.follows(run)]
@@ -372,6 +423,8 @@ class Agent:
         following = f"following {count} run{'' if count == 1 else 's'}"
         if self.ingest_loop is not None and self.ingest_loop.problem:
             return f"{following}: {self.ingest_loop.problem}"
+        if self.duties is not None and not self.duties.are_done:
+            return f"{following}, another host's agent sends"
         return f"{following}, {self.drains.doing() if self.drains is not None else 'starting'}"
 
     def check(self, task: asyncio.Task[None]) -> None:
@@ -486,12 +539,13 @@ def agent_config(
     spool: Spool, url: str | None, token: str | None, graces: Graces | None = None, country: str | None = None,
     load: Callable[[], list[TargetSettings]] | None = None, budget: Budget | None = None,
 ) -> AgentConfig:  # fmt: skip
-    """Return the settings of an agent; SIMSPOOL_GRACE (days that acknowledged data is kept) and SIMSPOOL_EMISSIONS_EVERY (s) are taken
-    from the environment.
+    """Return the settings of an agent; SIMSPOOL_GRACE (days that acknowledged data is kept), SIMSPOOL_EMISSIONS_EVERY (s) and
+    SIMSPOOL_LEASE (s of silence after which another host's agent is taken for gone) are taken from the environment.
     """
     return AgentConfig(
         spool, url, token, grace=max(_number("SIMSPOOL_GRACE", 7.0), 0.0) * 86400.0, graces=graces or Graces(), country=country,
         emissions_every=max(_number("SIMSPOOL_EMISSIONS_EVERY", EVERY), 1.0), load=load, budget=budget or Budget(),
+        patience=max(_number("SIMSPOOL_LEASE", PATIENCE), 1.0),
     )  # fmt: skip
 
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from simspool.spool import SpoolError
+
 from .budget.duty import BudgetDuty
 from .budget.guard import LOOK_EVERY
+from .journal import NotHolder
 from .retention import Retention
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class Housekeeping:
         add(self._agent.refresh_site, "interval", seconds=2, id="site")
         add(self._agent.refresh_targets, "interval", seconds=2, id="targets")
         add(self._budget.turn, "interval", seconds=LOOK_EVERY, next_run_time=datetime.now(UTC), id="budget")
+        add(self.follow, "interval", seconds=2, id="journals")
         add(self.judge, "interval", seconds=600, next_run_time=datetime.now(UTC), id="judge")
         self._scheduler.start()
 
@@ -48,9 +52,22 @@ class Housekeeping:
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
 
+    async def follow(self) -> None:
+        """Take in what agents of other hosts journaled."""
+        agent = self._agent
+        try:
+            if await agent.work(agent.journal.follow):
+                agent.journal_changed()
+        except asyncio.CancelledError:
+            return
+        except (OSError, SpoolError, sqlite3.Error) as error:
+            agent.report(f"what other agents journaled cannot be read, and is tried again: {error}")
+
     async def judge(self) -> None:
         """Judge the runs that ended while no agent watched them."""
         agent = self._agent
+        if not agent.lease.held:
+            return
         try:
             await agent.judge_the_rest(ended=True)
         except asyncio.CancelledError:  # the agent stops; the next one judges
@@ -60,6 +77,8 @@ class Housekeeping:
 
     async def scrub(self) -> None:
         """Verify everything in the spool, in a thread of its own; each finding is reported."""
+        if not self._agent.lease.held:
+            return
         from .scrub import scrub
 
         findings: Iterator[Finding] = iter(scrub(self._agent.spool))
@@ -85,6 +104,8 @@ class Housekeeping:
     async def retain(self) -> None:
         """Delete what is acknowledged and over its grace; keep the journal small."""
         agent = self._agent
+        if not agent.lease.held:
+            return
         retention = Retention(agent.spool, agent.catalog, agent.journal, agent.config.grace)
         servers = agent.drains.required_servers if agent.drains is not None else None
         try:
@@ -99,5 +120,7 @@ class Housekeeping:
                 if freed is not None:
                     agent.report(f"run {run} is acknowledged and over its grace: {freed} bytes freed")
             await agent.work(retention.sweep)
-        except (OSError, sqlite3.Error) as error:
+        except (NotHolder, asyncio.CancelledError):
+            return  # its next holder goes on, or the next agent
+        except (OSError, SpoolError, sqlite3.Error) as error:
             agent.report(f"retention stopped, and is tried again: {error}")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from simspool.spool import Kind, runstate
-from simspool.spool.segment_header import SegmentHeader
+from simspool.spool import Kind, SpoolError, layout, runstate
+from simspool.spool.process import this_host
+from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader, host_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,20 @@ class Standing:
     def live(self, run: str, writer: str, header: SegmentHeader, options: Mapping[str, Any]) -> LiveWriter:
         """Return it as a live writer."""
         return LiveWriter(run, writer, self.role, header, options, tuple(self.processes.values()), self.answers)
+
+
+def is_of_another_host(folder: str) -> bool:
+    """Say whether a writer's first segment names another host or PID namespace; False also where that is not known yet."""
+    here = this_host()
+    for file in layout.segments(folder)[:1]:
+        try:
+            with open(file.path, "rb") as f:
+                header = SegmentHeader.unpack(f.read(STATIC_SIZE))
+        except (OSError, SpoolError):
+            return False
+        same = header.machine == here.machine and host_field(header.host) == host_field(here.name)
+        return not same or header.pid_namespace != here.pid_namespace
+    return False
 
 
 def _key(body: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from simspool.sdk.agent_start import FIRST_PAUSE, LONGEST_PAUSE, StartNote, serving_agent
 from simspool.spool import SpoolError, atomic
+from simspool.spool.lock import SpoolLock
 from simspool.spool.process import start_ticks
 
 from .status import count_waiting
@@ -68,9 +69,9 @@ def note_start(spool: Spool, *, serves: bool) -> None:
 
 
 def is_elsewhere(spool: Spool) -> bool:
-    """Whether the spool's lock is held by a process of another host or namespace, as far as the lock tells."""
+    """Whether the host's lock is held by a process of another host (of the same name) or namespace, as far as the lock tells."""
     try:
-        holder = atomic.read_json(os.path.join(spool.agent, "lock"))["pid"]
+        holder = atomic.read_json(SpoolLock(spool).path)["pid"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # it is being written at this moment
     return isinstance(holder, int) and start_ticks(holder) is None
@@ -135,12 +136,15 @@ class IdleEnd:
 
     def _count_waiting(self) -> int:
         agent = self._agent
+        if agent.lease.is_elsewhere:
+            return 0  # another host's agent sends
         notices = agent.notifier.waiting() if agent.notifier is not None else 0
         waiting = 0
         for lane in agent.drains.counting if agent.drains is not None else ():
             [server] = [t.server for t in known_targets(agent.catalog, [lane.settings])]
             waiting = max(waiting, count_waiting(agent.catalog, lane.drain.server or server))
-        return waiting + notices
+        relayed = agent.relay.waiting() if agent.relay is not None else 0
+        return max(waiting, relayed) + notices
 
     async def _news(self) -> bool:
         """Whether a look at everything finds something new."""

@@ -8,6 +8,7 @@ import shutil
 import time
 
 from simspool.agent.budget.account import is_shed
+from simspool.agent.carry import carried, custody
 from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.store import FILE_KEY
 from simspool.agent.inbox.positions import is_copied
@@ -22,6 +23,9 @@ class Retention:
 
     The journaled receipt makes a deletion safe. A run is first renamed out of everybody's sight, so that nobody opens it again
     meanwhile; then the prune is journaled; then files go. `finish` ends, or takes back, what was killed in the middle.
+
+    Where several hosts' agents share the spool, only the holder of its lease deletes, and asks before each step (see Journal.require). An
+    agent that was suspended between two steps finds its folder taken back, or ended, by the next holder: its name has the agent's id.
     """
 
     def __init__(self, spool: Spool, catalog: Catalog, journal: Journal, grace: float) -> None:
@@ -56,12 +60,17 @@ class Retention:
     def prune(self, run: str, *servers: str) -> int | None:
         """Delete a run's records and blobs, when it is eligible; returns the bytes freed, None when it is not eligible any more.
 
-        Raises OSError when the journal cannot be written; then nothing is deleted.
+        Raises OSError when the journal cannot be written, NotHolder where another agent has the lease; then nothing is deleted.
         """
+        self._journal.require()
+        self._journal.follow()  # what others know of the run: a server that was restored, what is to be sent again
         if run not in self.eligible(*servers) or not is_copied(self._spool.run(run)):
             return None
         known = dict(self._catalog.rows("SELECT id, sequence - 1 FROM writers WHERE run = ?", (run,)))
-        going = RunFolder(os.path.join(self._spool.runs, GOING + run), run)
+        came = carried.read(self._spool.run(run))
+        if came is not None and came.origin:  # its receipts tell of it for as long as the journal does
+            self._journal.note_ids(custody.carried_from(came.origin), {run: came.via})
+        going = self.going(run)
         atomic.rename(self._spool.run(run).path, going.path)
         if set(going.writer_ids()) - known.keys():  # somebody opened it again
             atomic.rename(going.path, self._spool.run(run).path)
@@ -71,14 +80,23 @@ class Retention:
         except Exception:
             atomic.rename(going.path, self._spool.run(run).path)
             raise
+        self._journal.require()
         return self._delete(going)
 
+    def going(self, run: str) -> RunFolder:
+        """Return the folder of a run that this agent is about to delete."""
+        return RunFolder(os.path.join(self._spool.runs, GOING + run + self._journal.mark), run)
+
     def finish(self) -> int:
-        """Finish prunes that were killed in the middle, and take back those that were not journaled yet. Returns the bytes freed."""
+        """Finish prunes that were killed in the middle, and take back those that were not journaled yet. Returns the bytes freed.
+
+        Raises NotHolder where another agent has the lease: it may be in the middle of one.
+        """
+        self._journal.require()
         freed = 0
         for name in _names(self._spool.runs):
-            run = name.removeprefix(GOING)
-            if name == run or not ids.is_id(run):
+            run, _, _ = name.removeprefix(GOING).partition("-")
+            if not name.startswith(GOING) or not ids.is_id(run):
                 continue
             going = RunFolder(os.path.join(self._spool.runs, name), run)
             row = self._catalog.one("SELECT last FROM pruned WHERE run = ?", (run,))

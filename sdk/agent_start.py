@@ -3,8 +3,8 @@
 The agent is nobody's child (see orphan.py), in a session of its own, and ends by itself. Where a site ends everything that a job or a login
 started (Slurm's cgroups, a systemd scope), it goes with the script; what is recorded waits in the spool.
 
-Never two agents: the spool's lock decides that. That 64 ranks which begin together do not start 64 interpreters, the start note sees to: a
-small file for each host, locked for the moment of a start by the kernel, which also frees it when the starter dies.
+Never two agents of one host: its lock decides that. That 64 ranks which begin together do not start 64 interpreters, the start note sees
+to: a small file for each host, locked for the moment of a start by the kernel, which also frees it when the starter dies.
 """
 
 from __future__ import annotations

@@ -5,8 +5,37 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
-from .segment_header import SegmentHeader, host_field
+from .segment_header import host_field
+
+
+class Identity(Protocol):
+    """What names a process: a segment's header has it, and a lease."""
+
+    @property
+    def host(self) -> str:
+        """The host's name."""
+
+    @property
+    def machine(self) -> bytes:
+        """See `Host`."""
+
+    @property
+    def boot_id(self) -> bytes:
+        """The boot's id."""
+
+    @property
+    def pid_namespace(self) -> int:
+        """The PID namespace's inode number."""
+
+    @property
+    def pid(self) -> int:
+        """The pid there."""
+
+    @property
+    def start_ticks(self) -> int:
+        """When it began, in ticks since boot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +88,8 @@ def start_ticks(pid: int) -> tuple[int, str] | None:
         return None
 
 
-def is_alive(header: SegmentHeader) -> bool | None:
-    """Say whether a writer's process lives: True, False, or None when this host and namespace cannot know.
+def is_alive(header: Identity) -> bool | None:
+    """Say whether a process, a writer's for one, lives: True, False, or None when this host and namespace cannot know.
 
     False needs proof: the pid is free, a zombie, or has another start time, and that also where this host has booted since.
     """
@@ -76,6 +105,6 @@ def is_alive(header: SegmentHeader) -> bool | None:
     return _is_there(header)
 
 
-def _is_there(header: SegmentHeader) -> bool:
+def _is_there(header: Identity) -> bool:
     found = start_ticks(header.pid)
     return found is not None and found[0] == header.start_ticks and found[1] not in "ZX"

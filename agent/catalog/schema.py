@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 
-VERSION = 5
+VERSION = 6
 
 
 class ForeignSchema(Exception):
@@ -45,6 +45,7 @@ def _apply(connection: sqlite3.Connection) -> None:
     migrations(name="0003_targets")(_targets)
     migrations(name="0004_shed")(_shed)
     migrations(name="0005_refusals")(_refusals)
+    migrations(name="0006_rewinds")(_rewinds)
     migrations.apply(Database(connection, execute_plugins=False))
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -168,6 +169,15 @@ def _refusals(db: object) -> None:
         {"server": text, "writer": text, "seq": integer, "key": text, "reason": text, "at": real}, pk=("server", "writer", "seq", "key")
     )
     db["again"].create({"server": text, "writer": text, "seq": integer, "sent": integer}, pk=("server", "writer", "seq"))
+
+
+def _rewinds(db: object) -> None:
+    """In which generation of the spool's lease a server's cursor went back: receipts of earlier ones do not move it on."""
+    from sqlite_utils import Database
+
+    assert isinstance(db, Database)
+    text, integer = str, int
+    db["rewinds"].create({"server": text, "writer": text, "generation": integer}, pk=("server", "writer"))
 
 
 def main() -> int:

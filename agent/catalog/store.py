@@ -5,6 +5,8 @@ It is confined to one thread at a time; the agent does all catalog, journal and 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import sqlite3
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from simspool.spool import Spool, atomic
+from simspool.spool.filesystem import is_network
+from simspool.spool.process import this_host
 
 from . import schema
 
@@ -27,8 +31,30 @@ def state_folder() -> str:
 
 
 def catalog_path(spool: Spool) -> str:
-    """Return where a spool's catalog lies: on this machine's disk, never in the spool, which may be on the network."""
-    return os.path.join(state_folder(), place_key(spool), "catalog.db")
+    """Return where a spool's catalog lies: on this machine's disk, never in the spool, which may be on the network.
+
+    Where the state folder is on the network as well (a cluster's home), each host has one of its own there.
+    """
+    folder = os.path.join(state_folder(), place_key(spool))
+    return os.path.join(folder, f"catalog-{this_host().name}.db" if is_network(folder) else "catalog.db")
+
+
+def claim(spool: Spool) -> tuple[str, int]:
+    """Return a catalog's path that no other process has claimed, and the descriptor that keeps the claim until it is closed.
+
+    Agents of two PID namespaces of one machine may have the same state folder: the second has a catalog of its own, and no descriptor (-1).
+    """
+    path = catalog_path(spool)
+    atomic.make_folder(os.path.dirname(path))
+    fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:  # no locks here: the host's name must do
+            return path, fd
+        os.close(fd)
+        return f"{path.removesuffix('.db')}-{this_host().name}-{this_host().pid_namespace}.db", -1
+    return path, fd
 
 
 def place_key(spool: Spool) -> str:
@@ -59,20 +85,29 @@ class Catalog:
 
     With `path` None it lives in memory only (for looking at a spool without leaving a trace). A file that is not a catalog, is damaged,
     or was made by a newer version is set aside under another name and begun anew: everything in it can be rebuilt. Only whoever holds the
-    spool's lock may do that (`shared` says that another process may have it open). Raises sqlite3.Error.
+    spool's lock may do that (`shared` says that another process may have it open). `claim` is a descriptor of `claim`, and closed with it.
+    Raises sqlite3.Error.
     """
 
-    def __init__(self, path: str | None, *, shared: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: str | None, *, shared: bool = False, claim: int = -1) -> None:
+        self.path, self._claim = path, claim
+        try:
+            self.connection = self._open_anyhow(shared)
+        except BaseException:
+            self.give_back()
+            raise
+
+    def _open_anyhow(self, shared: bool) -> sqlite3.Connection:
+        path = self.path
         if path is not None:
             atomic.make_folder(os.path.dirname(path))
         try:
-            self.connection = self._open()
+            return self._open()
         except (sqlite3.DatabaseError, schema.ForeignSchema) as error:
             if shared or not is_damage(error):  # a full disk or a lock is no reason to give up what is known
                 raise
             self._set_aside()
-            self.connection = self._open()
+            return self._open()
 
     def _set_aside(self) -> None:
         assert self.path is not None
@@ -128,5 +163,12 @@ class Catalog:
         return row
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and give back the claim."""
         self.connection.close()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Let another process claim the file: this one only reads from now on."""
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import Iterator
 
 import click
@@ -12,7 +14,8 @@ from simspool.agent.catalog.store import catalog_path
 from simspool.agent.exit_codes import ExitCode
 from simspool.agent.scrub import Finding, Totals, scrub
 from simspool.agent.truth.repair import Repairer
-from simspool.spool import Spool
+from simspool.spool import Locked, Spool
+from simspool.spool.lease import PATIENCE, Lease
 from simspool.spool.lock import SpoolLock
 
 from . import output
@@ -70,14 +73,34 @@ def check(settings: Settings, runs: tuple[str, ...], blobs: bool, dead: bool, re
 
 @contextlib.contextmanager
 def _held(spool: Spool, wanted: bool) -> Iterator[None]:
-    """Hold the spool's lock where something is to be changed. Raises Locked while an agent serves the spool."""
+    """Hold the spool's lock and its lease where something is to be changed. Raises Locked while an agent of any host has one of them."""
     if not wanted:
         yield
         return
-    lock = SpoolLock(spool)
+    lock, lease, over = SpoolLock(spool), Lease(spool), threading.Event()
     lock.acquire()
     try:
-        yield
+        until = time.monotonic() + PATIENCE + 5.0
+        while not lease.turn():  # one that is silent is taken for gone after its time
+            if time.monotonic() > until:
+                host = lease.holder.host if lease.holder is not None else "another host"
+                raise Locked(f"the agent of {host} has the spool's lease: stop it first")
+            time.sleep(1.0)
+
+        def keep() -> None:
+            while not over.wait(1.0):
+                with contextlib.suppress(OSError):
+                    lease.turn()
+
+        keeper = threading.Thread(target=keep, daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+            with contextlib.suppress(OSError):  # it is taken, after a time
+                lease.release()
     finally:
         lock.release()
 

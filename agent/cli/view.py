@@ -9,11 +9,14 @@ from collections.abc import Iterator
 
 from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.schema import ForeignSchema
-from simspool.agent.catalog.store import catalog_path, is_damage
+from simspool.agent.catalog.store import catalog_path, claim, is_damage
 from simspool.agent.ingest import Ingest
 from simspool.agent.journal import Journal
 from simspool.spool import Locked, Spool
+from simspool.spool.lease import Lease
 from simspool.spool.lock import SpoolLock
+
+_ROUNDS = 20  # looks at what follows from what was just taken in
 
 
 @contextlib.contextmanager
@@ -38,6 +41,7 @@ def open_view(spool: Spool) -> Iterator[Catalog]:
         return
     try:
         catalog = _up_to_date(spool)
+        catalog.give_back()
         lock.release()  # looking on needs none: whoever waits for it may begin
         try:
             yield catalog
@@ -55,7 +59,7 @@ def opened_to_write(spool: Spool) -> Iterator[tuple[Catalog, Journal]]:
     try:
         catalog = _up_to_date(spool)
         try:
-            journal = Journal(spool, catalog)
+            journal = Journal(spool, catalog, lease=Lease(spool))
             try:
                 yield catalog, journal
             finally:
@@ -67,9 +71,10 @@ def opened_to_write(spool: Spool) -> Iterator[tuple[Catalog, Journal]]:
 
 
 def _up_to_date(spool: Spool) -> Catalog:
-    catalog = Catalog(catalog_path(spool))
+    path, held = claim(spool)
+    catalog = Catalog(path, claim=held)
     try:
-        journal = Journal(spool, catalog)
+        journal = Journal(spool, catalog, lease=Lease(spool))  # not held: another host's agent may have it
         _ingest(spool, catalog, bury=True)
         journal.close()
     except sqlite3.Error as error:
@@ -87,7 +92,7 @@ def _up_to_date(spool: Spool) -> Catalog:
 def _ingest(spool: Spool, catalog: Catalog, *, bury: bool) -> None:
     ingest = Ingest(spool, catalog)
     try:
-        for _ in range(3):
+        for _ in range(_ROUNDS):
             ingest.scan()
             while ingest.read().more:
                 pass

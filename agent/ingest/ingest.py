@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from simspool.agent.carry.carried import CarriedRuns
 from simspool.agent.catalog import Catalog
 from simspool.agent.live import LiveWriter
 from simspool.agent.notes import RunNotes
+from simspool.agent.retention import GOING
 from simspool.agent.survivors import Survivors
 from simspool.spool import NewerFormat, Spool, SpoolError, Tail, ids, layout
 from simspool.spool.process import is_alive
@@ -50,22 +52,28 @@ class Ingest:
     """Follows all writers of a spool. Confined to the agent's worker thread.
 
     A writer that cannot be read (a newer format, a failing disk) is left out with its reason in `problems`; the others go on.
-    Where the catalog fails (sqlite3.Error), a pass has no effect at all: positions in memory go back to the stored ones.
+    Runs that were carried here (`carried`) are taken in like any other, and nothing more: nobody here judges, measures, tells or declares
+    anything of them.
+
+    Where the catalog fails (sqlite3.Error), a pass has no effect at all: positions in memory go back to the stored ones. `learn` is called
+    before runs that are gone are taken for lost: another host's agent may have journaled that it pruned them.
     """
 
     def __init__(
         self, spool: Spool, catalog: Catalog, *, report: Callable[[str], None] = lambda _: None, turn: Callable[[], None] = lambda: None,
-        notes: RunNotes | None = None,
+        notes: RunNotes | None = None, learn: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         self.spool, self.catalog = spool, catalog
+        self.carried = CarriedRuns(spool)
         self._own_notes = RunNotes(spool)
         self.survivors = Survivors(spool, notes or self._own_notes)
-        self._turn = turn
+        self._turn, self._learn = turn, learn
         self._tell: Callable[[list[tuple[str, str]]], None] = lambda _: None
         self.newer: set[str] = set()
         self._report = report
         self._bad: dict[str, tuple[str, str]] = {}  # writer -> (run, why)
         self._poison: set[str] = set()
+        self._unread: set[str] = set()
         self._looks = 0
         self.begun = 0  # writers whose first record was read
         self.scanned = False
@@ -75,7 +83,7 @@ class Ingest:
     def _load(self) -> None:
         """Take positions from the catalog."""
         rows = self.catalog.rows
-        self._summary = Summary(self.catalog.connection)
+        self._summary = Summary(self.catalog.connection, silent=self.carried.is_carried)
         self._seen: dict[str, int] = dict(rows("SELECT id, seen FROM runs"))
         self._pruned = {r for (r,) in rows("SELECT run FROM pruned")}
         self._followed: dict[str, Followed] = {}
@@ -100,14 +108,21 @@ class Ingest:
             raise
 
     def tell(self, found: Callable[[list[tuple[str, str]]], None]) -> None:
-        """Have `found` told of the (writer, run) that are followed, now, and of new ones from then on (in this thread)."""
+        """Have `found` told of the (writer, run) that are followed, now, and of new ones from then on (in this thread). Of carried runs it
+        is not.
+        """
         self._tell = found
-        found([(f.writer, f.run) for f in self._followed.values()])
+        found([(f.writer, f.run) for f in self._followed.values() if not self.carried.is_carried(f.run)])
 
     @property
     def problems(self) -> dict[str, str]:
         """Why runs are left out, by run."""
         return dict(self._bad.values())
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Why there are writers whose records are not all known, by run."""
+        return {run: why for writer, (run, why) in list(self._bad.items()) if writer in self._unread or writer in self._poison}
 
     @property
     def active(self) -> list[str]:
@@ -132,27 +147,31 @@ class Ingest:
         return writer in self._followed
 
     def live_runs(self) -> list[str]:
-        """Return the runs with a writer whose process lives: not the agent's own."""
-        return sorted({f.run for f in self._followed.values() if f.header is not None and f.role not in AGENTS and is_alive(f.header)})
+        """Return the runs with a writer whose process lives: not the agent's own, nor those of carried runs."""
+        return sorted({f.run for f in self._followed.values() if f.header is not None and self._is_ours(f) and is_alive(f.header)})
 
     def unended_runs(self) -> set[str]:
         """Return the runs with a writer that has not ended, or is not read yet; agents' own do not count. Safe to call from any thread."""
-        return {f.run for f in list(self._followed.values()) if f.role not in AGENTS and not f.closed}
+        return {f.run for f in list(self._followed.values()) if self._is_ours(f) and not f.closed}
 
     def live_writers(self) -> list[LiveWriter]:
         """Return the scripts' writers that have not ended, without their options. Safe to call from any thread."""
         return [
             LiveWriter(f.run, f.writer, f.role, f.header, {})
             for f in list(self._followed.values())
-            if f.header is not None and f.role is not None and f.role not in AGENTS and not f.closed
+            if f.header is not None and f.role is not None and self._is_ours(f) and not f.closed
         ]
 
     def busy_runs(self) -> set[str]:
         """Return the runs with a writer that lives, or that died and is to be closed yet; the agent's own writers do not count, nor does
         what cannot be read.
         """
-        left = (f for f in self._followed.values() if f.role not in AGENTS and f.writer not in self._bad)
+        left = (f for f in self._followed.values() if self._is_ours(f) and f.writer not in self._bad)
         return {f.run for f in left if f.header is not None and is_alive(f.header) is not None}
+
+    def _is_ours(self, followed: Followed) -> bool:
+        """Whether a writer is a script's of this spool."""
+        return followed.role not in AGENTS and not self.carried.is_carried(followed.run)
 
     def knows_all(self, run: str, *, but: str | None, scripts: bool) -> bool:
         """Say whether everything is taken in that agents before this one noted in a run.
@@ -188,9 +207,10 @@ class Ingest:
         Raises FileNotFoundError when the whole spool is gone.
         """
         try:
-            entries = {e.name for e in os.scandir(self.spool.runs) if ids.is_id(e.name)}
+            names = os.listdir(self.spool.runs)
         except FileNotFoundError:
-            entries = set()
+            names = []
+        entries = {name for name in names if ids.is_id(name)}
         if not entries and self._seen and not os.path.exists(os.path.join(self.spool.path, "SPOOL")):
             raise FileNotFoundError(errno.ENOENT, "the spool is gone: is its disk mounted?", self.spool.path)
         found: list[tuple[str, str, int]] = []
@@ -205,7 +225,11 @@ class Ingest:
             if self._seen.get(run) != changed:
                 # a folder that changed just now may change again without a new time stamp
                 found.append((run, folder, changed if now - changed > _SETTLED_NS else 0))
-        gone = self._seen.keys() - entries - self._pruned
+        # one that is being deleted has its name back, or a journaled prune, in a moment
+        going = {name[len(GOING) :].partition("-")[0] for name in names if name.startswith(GOING)}
+        gone = self._seen.keys() - entries - self._pruned - going
+        if gone:
+            self._learn()
         late = [(w, r) for w, r in self._stillborn.items() if layout.segments(os.path.join(self.spool.runs, r, "w", w))]
         if not found and not gone and not late:
             self.scanned = True
@@ -236,7 +260,7 @@ class Ingest:
         for run, _, changed in found:
             self._seen[run] = changed
         self.scanned = True
-        self._tell(new + late)
+        self._tell([(w, r) for w, r in new + late if not self.carried.is_carried(r)])
         return len(new) + len(late)
 
     def _begin_again(self, followed: Followed) -> None:
@@ -261,6 +285,7 @@ class Ingest:
             self._let_go(followed)
         self._stillborn = {w: r for w, r in self._stillborn.items() if r != run}
         self._seen.pop(run, None)
+        self.carried.forget(run)
         self._report(f"run {run} with {records} records {why}")
 
     # ------------------------------------------------------------------ reading
@@ -313,6 +338,7 @@ class Ingest:
         except (OSError, SpoolError) as error:
             why = f"cannot read {tail.folder}: {getattr(error, 'strerror', None) or error}: it is tried again"
             self._bad[followed.writer] = (followed.run, why)
+            self._unread.add(followed.writer)
             tail.close()
         except sqlite3.Error:
             raise
@@ -321,6 +347,7 @@ class Ingest:
             raise _Poison from error
         else:
             self._bad.pop(followed.writer, None)
+            self._unread.discard(followed.writer)
             self._open[followed.writer] = None
             self.begun += role is None and followed.role is not None
         if progress.bytes - used >= limit:
@@ -389,7 +416,8 @@ class Ingest:
     # ------------------------------------------------------------------ the dead
 
     def bury(self, writers: Collection[str] | None = None) -> int:
-        """Salvage writers whose process is provably gone; declare those without a close record. Returns how many ended.
+        """Salvage writers whose process is provably gone; declare those without a close record. Returns how many ended, the agent's own
+        included, of which the last words are still to be read.
 
         Without `writers`, those that had nothing new in the last read are looked at. Raises sqlite3.Error when the catalog cannot take it.
         """
@@ -403,13 +431,18 @@ class Ingest:
             header = followed.header
             if header is None:
                 ended += self._park(followed)
-            elif is_alive(header) is False:
+            elif self._is_over(followed, header):
                 ended += self._bury(followed)
             elif self._looks % _DROPS_EVERY == 0:
                 self._count_drops(followed)
         # a folder that has no segment yet may be all that a killed process left
-        self.survivors.release({f.run for f in self._followed.values() if f.header is not None and f.role not in AGENTS})
-        return ended
+        return ended + self.survivors.release({f.run for f in self._followed.values() if f.header is not None and f.role not in AGENTS})
+
+    def _is_over(self, followed: Followed, header: SegmentHeader) -> bool:
+        """Whether no more comes of a writer. Of one that was carried here, its origin says so, and no process of this host matters."""
+        if self.carried.is_carried(followed.run):
+            return self.carried.is_final(followed.run, followed.writer)
+        return is_alive(header) is False
 
     def _bury(self, followed: Followed) -> bool:
         if not followed.trusted and not is_as_taken(self.catalog, followed):
@@ -428,7 +461,7 @@ class Ingest:
                 return False
             if writer in self._bad or (at == (followed.tail.segment, followed.tail.offset) and not followed.tail.complete):
                 return False
-        if not followed.closed and followed.role not in AGENTS:
+        if not followed.closed and self._is_ours(followed):  # of a carried one, its origin has declared it, or will
             header = followed.header
             assert header is not None
             state, last = self._summary.state(followed.run), followed.tail.sequence - 1

@@ -15,14 +15,22 @@ from typing import Any, NamedTuple
 
 from simspool.agent.budget import account
 from simspool.agent.catalog import Catalog
-from simspool.spool import Durability, Kind, Spool, Tail, Writer, ids, layout
-from simspool.spool.frames import Record
-from simspool.spool.process import is_alive
+from simspool.spool import Durability, Kind, Spool, Writer, ids, layout
+from simspool.spool.lease import Lease
+
+from .others import Entry, JournalReader
 
 _COMPACT_WRITERS, _COMPACT_BYTES = 24, 4 << 20
 _BODY = 200_000  # bytes of JSON in one record: a frame holds 1 MiB
 # in this order: a mark never gets ahead of what was refused, or remarked, below it
 _KEYS = ("taken", "refused", "remarks", "blobs", "refused_blobs", "cursors", "blocked")
+
+
+class NotHolder(OSError):
+    """Raised when another agent has the spool's lease: what one agent does for all hosts is not this one's to do."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBUSY, "another agent has the lease of this spool")
 
 
 class Cursor(NamedTuple):
@@ -43,34 +51,65 @@ class Journal:
 
     Every method that returns has its records fsynced, and then in the catalog. Raises OSError when the journal cannot be written: nothing
     may be sent then. Raises sqlite3.Error when only the catalog cannot: what was journaled is put there later.
+
+    With a `lease`, only its holder may send, delete and compact: others get NotHolder. Without one, no other agent is there.
     """
 
-    def __init__(self, spool: Spool, catalog: Catalog) -> None:
-        self._spool, self._catalog = spool, catalog
+    def __init__(self, spool: Spool, catalog: Catalog, *, lease: Lease | None = None) -> None:
+        self._spool, self._catalog, self._lease = spool, catalog, lease
         self._folder = os.path.join(spool.agent, "w")
         self._writer: Writer | None = None
-        self._unindexed: list[tuple[int, dict[str, Any]]] = []
-        self._replay()
-        with contextlib.suppress(OSError):  # a full disk: it stays as it is
-            self.compact_if_large()
+        self._unindexed: list[tuple[int, dict[str, Any], int]] = []
+        self._readers: dict[str, JournalReader] = {}
+        self._said = 0  # the generation that the records of this writer are of
+        self.generation = int((catalog.one("SELECT value FROM meta WHERE key = 'generation'") or (0,))[0])  # the highest that is known
+        self._follow(salvage=True)
+        if lease is None or lease.held:
+            with contextlib.suppress(OSError):  # a full disk: it stays as it is
+                self.compact_if_large()
+
+    @property
+    def mark(self) -> str:
+        """What names of folders that this agent is about to delete end with, so that it deletes no other agent's."""
+        return f"-{self._lease.me.id}" if self._lease is not None else ""
+
+    def require(self) -> None:
+        """Raise NotHolder unless this agent may do at this moment what one agent does for all hosts."""
+        if self._lease is not None and not self._lease.still():
+            raise NotHolder
 
     # ------------------------------------------------------------------ writing
 
     def _append(self, kind: Kind, bodies: Iterable[dict[str, Any]]) -> None:
         if self._writer is None:
-            self._writer = Writer(self._folder, ids.from_text(self._spool.id), durability=Durability.LAZY)
-        writer = self._writer
+            self._writer, self._said = Writer(self._folder, ids.from_text(self._spool.id), durability=Durability.LAZY), 0
+        writer, generation = self._writer, self._generation_of(kind)
+        if generation != self._said:
+            bodies = [{"generation": generation}, *bodies] if kind == Kind.CHECKPOINT else bodies
+            if kind != Kind.CHECKPOINT and not writer.record(Kind.CHECKPOINT, {"generation": generation}):
+                raise OSError(errno.EIO, f"the journal in {self._spool.agent} cannot be written: {writer.last_error}")
+            self._said = generation
         for body in bodies:
             if not writer.record(kind, body):
                 raise OSError(errno.EIO, f"the journal in {self._spool.agent} cannot be written: {writer.last_error}")
         if not writer.sync():
             raise OSError(errno.EIO, f"the journal in {self._spool.agent} cannot be fsynced: {writer.last_error}")
 
+    def _generation_of(self, kind: Kind) -> int:
+        """Return the generation of the lease that a record is of: what a holder learned from a server is of its own, also too late."""
+        if self._lease is None:
+            return self.generation
+        if kind in {Kind.INTENT, Kind.RECEIPT} and self._lease.mine:
+            return self._lease.mine
+        return max(self._lease.mine, self._lease.highest, self.generation)
+
     def intend(self, server: str, ranges: Sequence[tuple[str, int, int]], *, doubtful: bool = False) -> None:
         """Note, before sending, which (writer, first, last) go to a server in one request.
 
         `doubtful`: what is sent twice may be there twice, so that a range without a receipt is sent again as it was, and known as such.
+        Raises NotHolder.
         """
+        self.require()
         body: dict[str, Any] = {"server": server, "ranges": [list(r) for r in ranges]}
         if doubtful:
             self._note(Kind.INTENT, [body | {"doubtful": True}])
@@ -101,7 +140,8 @@ class Journal:
         self._note(Kind.RECEIPT, list(_cut(body)))
 
     def prune(self, run: str, at: float, last: dict[str, int]) -> None:
-        """Note, before deleting, that a run's acknowledged records (up to `last` per writer) go, and its blobs."""
+        """Note, before deleting, that a run's acknowledged records (up to `last` per writer) go, and its blobs. Raises NotHolder."""
+        self.require()
         self._note(Kind.PRUNE, [{"run": run, "at": at, "last": last}])
 
     def shed(self, body: dict[str, Any]) -> None:
@@ -138,7 +178,7 @@ class Journal:
     def _note(self, kind: Kind, bodies: list[dict[str, Any]]) -> None:
         """Append, then index; what an earlier failure left unindexed goes first, as positions only move past what is indexed."""
         self._append(kind, bodies)
-        self._unindexed += [(kind, body) for body in bodies]
+        self._unindexed += [(kind, body, self._said) for body in bodies]
         with self._catalog.transaction():
             for one in self._unindexed:
                 self._index(*one)
@@ -147,44 +187,80 @@ class Journal:
 
     def close(self) -> None:
         """Seal the journal's segment. A kill instead loses nothing: receipts are fsynced one by one."""
+        self._readers.clear()
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close({"status": None})
             if self._unindexed:
                 return  # the next start reads it again
             with self._catalog.transaction() as db:
+                self._note_generation(self._said)
                 db.execute("INSERT OR REPLACE INTO journal(writer, sequence, closed) VALUES (?,?,1)", (writer.id_text, writer.sequence))
+
+    def _note_generation(self, generation: int) -> None:
+        if generation > self.generation:
+            self._catalog.connection.execute("INSERT OR REPLACE INTO meta(key, value) VALUES ('generation', ?)", (str(generation),))
+            self.generation = generation
 
     def _note_position(self) -> None:
         assert self._writer is not None
+        self._note_generation(self._said)
         self._catalog.connection.execute(
             "INSERT OR REPLACE INTO journal(writer, sequence, closed) VALUES (?,?,0)", (self._writer.id_text, self._writer.sequence)
         )
 
     # ------------------------------------------------------------------ reading
 
-    def _replay(self) -> None:
-        """Bring the catalog up to the journal, after a crash or when it was deleted."""
-        known = {w: (seq, closed) for w, seq, closed in self._catalog.rows("SELECT writer, sequence, closed FROM journal")}
-        for writer in layout.list_writers(self._folder):
-            sequence, closed = known.get(writer, (0, 0))
-            if not closed:
-                with self._catalog.transaction():
-                    self._replay_one(writer, sequence)
+    def follow(self) -> int:
+        """Take in what other agents journaled since the last look. Returns how many records. Raises OSError and SpoolError."""
+        return self._follow(salvage=False)
 
-    def _replay_one(self, writer: str, sequence: int) -> None:
-        last, over = sequence, False
-        with Tail(os.path.join(self._folder, writer), self._spool.id) as tail:
-            for chunk in tail.read(dead=True):
-                for item in chunk.items:
-                    if isinstance(item, Record) and item.body is not None and item.seq > sequence:
-                        self._index(item.kind, item.body)
-                        last, over = item.seq, item.kind == Kind.CLOSE
-            # an agent on another machine may hold a lock of its own, and write on
-            over = over or (tail.header is not None and is_alive(tail.header) is False)
-        self._catalog.connection.execute(
-            "INSERT OR REPLACE INTO journal(writer, sequence, closed) VALUES (?,?,?)", (writer, last, int(over))
-        )
+    def _follow(self, *, salvage: bool) -> int:
+        """Bring the catalog up to the journal: after a crash, when it was deleted, and while agents of other hosts write theirs."""
+        rows = self._catalog.rows("SELECT writer, sequence, closed FROM journal")
+        known = {w: (seq, closed) for w, seq, closed in rows}
+        own = self._writer.id_text if self._writer is not None else ""
+        listed = layout.list_writers(self._folder)
+        gone = {w for w, (_, closed) in known.items() if not closed and w != own}.difference(listed)
+        if gone and not {own, *known}.issuperset(listed):  # another agent's checkpoints took its place before it was read to its end
+            known, own = {}, ""
+            self._readers.clear()
+        entries: list[Entry] = []
+        news: list[JournalReader] = []
+        try:
+            for writer in listed:
+                sequence, closed = known.get(writer, (0, 0))
+                if closed or writer == own:
+                    continue
+                reader = self._readers.get(writer)
+                if reader is None:
+                    reader = self._readers[writer] = JournalReader(os.path.join(self._folder, writer), self._spool.id, sequence)
+                found = reader.read(salvage=salvage)
+                entries += found
+                if found or reader.over or writer not in known:
+                    news.append(reader)
+            if news:
+                self._take(sorted(entries), news, anew=bool(gone) and not known)
+        except BaseException:
+            self._readers.clear()  # what they have read is not in the catalog
+            raise
+        for reader in news:
+            if reader.over:
+                self._readers.pop(reader.writer, None)
+        return len(entries)
+
+    def _take(self, entries: list[Entry], news: list[JournalReader], *, anew: bool) -> None:
+        with self._catalog.transaction() as db:
+            if anew:
+                for table in ("cursors", "uploads", "refused", "remarks", "ids", "intents", "again", "given_up", "rewinds", "journal"):
+                    db.execute(f"DELETE FROM {table}")  # noqa: S608
+            for entry in entries:
+                self._index(entry.kind, entry.body, entry.generation)
+            db.executemany(
+                "INSERT OR REPLACE INTO journal(writer, sequence, closed) VALUES (?,?,?)",
+                [(r.writer, r.sequence, int(r.over)) for r in news],
+            )
+            self._note_generation(max((entry.generation for entry in entries), default=0))
 
     # ------------------------------------------------------------------ compaction
 
@@ -212,8 +288,10 @@ class Journal:
     def compact(self) -> None:
         """Write everything that still counts as checkpoints into a new writer, durably; then delete the old ones.
 
-        Killed in the middle, both are there: checkpoints say again what the old ones add up to.
+        Killed in the middle, both are there: checkpoints say again what the old ones add up to. Raises NotHolder.
         """
+        self._follow(salvage=False)
+        self.require()
         rows = self._catalog.rows
         old = [
             w for (w,) in rows("SELECT writer FROM journal WHERE closed = 1 ORDER BY writer")
@@ -238,6 +316,8 @@ class Journal:
                     body = {"server": server, "at": part[-1][0] or 0, key: [r[1] if key == "blobs" else list(r[1:]) for r in part]}
                     bodies += _cut(body)
         bodies += self._ids_left()
+        rewound = rows("SELECT server, writer, generation FROM rewinds")
+        bodies += [{"rewound": [list(r) for r in rewound[i : i + 1000]]} for i in range(0, len(rewound), 1000)]
         bodies += account.remembered(self._catalog)
         bodies += [{"run": run, "at": at, "last": json.loads(last)} for run, at, last in rows("SELECT run, at, last FROM pruned")]
         self._append(Kind.CHECKPOINT, bodies or [{}])
@@ -262,9 +342,12 @@ class Journal:
         for server, *one in self._catalog.rows('SELECT server, writer, "first", "last" FROM intents'):
             yield {"server": server, "ranges": [one], "doubtful": True}
 
-    def _index(self, kind: int, body: dict[str, Any]) -> None:
+    def _index(self, kind: int, body: dict[str, Any], generation: int) -> None:
         """Put one journal record into the catalog. Repeating it is harmless: marks only grow, except by a rewind."""
         db = self._catalog.connection
+        if "rewound" in body:
+            db.executemany("INSERT OR REPLACE INTO rewinds(server, writer, generation) VALUES (?,?,?)", body["rewound"])
+            return
         if "shed" in body:
             account.index(db, body)
             return
@@ -279,6 +362,12 @@ class Journal:
                 'UPDATE cursors SET mark=?, chain=?, segment=?, "offset"=? WHERE server=? AND writer=?',
                 (mark, chain, segment, offset, back["server"], writer),
             )
+            if generation:
+                db.execute(
+                    "INSERT INTO rewinds(server, writer, generation) VALUES (?,?,?) ON CONFLICT(server, writer) DO UPDATE SET"
+                    " generation = max(generation, excluded.generation)",
+                    (back["server"], writer, generation),
+                )
             db.execute("DELETE FROM intents WHERE server = ? AND writer = ?", (back["server"], writer))
             for table, column in (("refused", "seq"), ("again", "seq"), ("given_up", "seq"), ("remarks", '"first"')):  # it is sent anew
                 db.execute(f"DELETE FROM {table} WHERE server = ? AND writer = ? AND {column} > ?", (back["server"], writer, mark))  # noqa: S608
@@ -316,15 +405,18 @@ class Journal:
         if kind not in {Kind.RECEIPT, Kind.CHECKPOINT}:
             return
         server, at = body.get("server"), body.get("at", 0)
+        # a holder that was suspended may tell of what a server had before it was restored
+        past = {w for (w,) in db.execute("SELECT writer FROM rewinds WHERE server = ? AND generation > ?", (server, generation))}
+        cursors = [c for c in body.get("cursors", ()) if c[0] not in past]
         db.executemany(
             'INSERT INTO cursors(server, writer, mark, chain, segment, "offset", at) VALUES (?,?,?,?,?,?,?) ON'
             " CONFLICT(server, writer) DO UPDATE SET"
             ' mark=excluded.mark, chain=excluded.chain, segment=excluded.segment, "offset"=excluded."offset", at=excluded.at, blocked=NULL'
             " WHERE excluded.mark >= mark OR ?",
-            [(server, *c, at, kind == Kind.CHECKPOINT) for c in body.get("cursors", ())],  # checkpoints know of rewinds
+            [(server, *c, at, kind == Kind.CHECKPOINT) for c in cursors],  # checkpoints know of rewinds
         )
         db.executemany(
-            'DELETE FROM intents WHERE server = ? AND writer = ? AND "last" <= ?', [(server, c[0], c[1]) for c in body.get("cursors", ())]
+            'DELETE FROM intents WHERE server = ? AND writer = ? AND "last" <= ?', [(server, c[0], c[1]) for c in cursors]
         )
         settled = [(server, *r[:2]) for key in ("taken", "refused") for r in body.get(key, ())]
         db.executemany("DELETE FROM again WHERE server = ? AND writer = ? AND seq = ?", settled)

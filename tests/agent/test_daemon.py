@@ -135,7 +135,7 @@ def test_the_slow_duties_are_scheduled_and_report(spool: Spool, monkeypatch: pyt
     async def story(agent: Agent) -> None:
         duties = Housekeeping(agent)
         duties.start()
-        wanted = ["budget", "disk", "judge", "retention", "scrub", "site", "targets"]
+        wanted = ["budget", "disk", "journals", "judge", "retention", "scrub", "site", "targets"]
         assert sorted(job.id for job in duties._scheduler.get_jobs()) == wanted
         await duties.scrub()
         found = [text for text in reports if text.startswith("scrub: corrupt")]

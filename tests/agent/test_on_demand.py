@@ -236,7 +236,7 @@ def test_where_another_hosts_agent_has_the_spool_scripts_wait_longer(spool: Spoo
     """On a network disk the lock is held from elsewhere: here, by a process whose pid means nothing to us."""
     lock = SpoolLock(spool)
     with lock:
-        Path(spool.agent, "lock").write_text('{"pid": 4194304}')  # beyond the largest pid
+        Path(lock.path).write_text('{"pid": 4194304}')  # beyond the largest pid
         process = script("elsewhere", 120.0)
         process.stdout.readline()
         wait_for(lambda: any(p.stat().st_size for p in Path(spool.agent, "hosts").glob("*.start")), "the start")

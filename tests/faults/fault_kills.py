@@ -178,20 +178,21 @@ def many_writers(c: Context, out: Part) -> None:
 
 @part("F15", "two agents at once: the first is stopped, loses the spool, and wakes up")
 def two_agents(c: Context, out: Part) -> None:
-    """A stopped holder keeps its kernel lock; the file is put away, as on a file system whose locks do not hold."""
+    """A stopped holder keeps its kernel lock; the files are put away, as on a file system whose locks do not hold. Its lease it loses."""
     choice = c.random("two agents")
     for _ in range(c.pick(1, 3, 12)):
         with Stage(c.room(), c.server) as stage:
             script = stage.script(calls=4000, rate=1500, files=2).wait_for(5)
-            lock = stage.spool / "agent" / "lock"
-            first = stage.agent()
-            until(lambda: lock.exists() and any((stage.spool / "agent" / "hosts").glob("*")))
+            hosts, short = stage.spool / "agent" / "hosts", {"SIMSPOOL_LEASE": "2"}
+            first = stage.agent(env=short)
+            until(lambda: any(hosts.glob("*.json")))
             script.wait_for(choice.randrange(50, 1500))
             first.send_signal(signal.SIGSTOP)
-            lock.rename(lock.with_name(f"lock.away-{choice.random()}"))
+            for lock in [stage.spool / "agent" / "lock", *hosts.glob("*.lock")]:
+                lock.rename(lock.with_name(f"{lock.name}.away-{choice.random()}"))
             shutil.rmtree(stage.folder / "rt")
             (stage.folder / "rt").mkdir(mode=0o700)
-            second = stage.agent(env={"SIMSPOOL_STATE": str(stage.folder / "another-state")})
+            second = stage.agent(env={**short, "SIMSPOOL_STATE": str(stage.folder / "another-state")})
             script.wait_for(choice.randrange(1500, 4000))
             first.send_signal(signal.SIGCONT)
             script.wait()
