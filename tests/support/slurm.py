@@ -1,4 +1,4 @@
-"""A real Slurm of one node, in a folder of its own: munged, slurmctld, slurmd, on ports of its own. Needs root and Debian's packages."""
+"""A real Slurm of one node, or of several as daemons of this machine, on ports of its own. Needs root and Debian's packages."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ _CONF = """
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={daemon}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -51,7 +50,7 @@ OverTimeLimit=0
 ReturnToService=2
 SwitchType=switch/none
 MpiDefault=none
-NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=512 State=UNKNOWN
+{nodes}
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -82,20 +81,21 @@ def _free_port() -> int:
 class Slurm:
     """A running Slurm. `environment` leads its commands to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nodes: int = 1) -> None:
         self.folder = folder
         self.host = socket.gethostname().split(".")[0]
+        self.nodes = [self.host] if nodes == 1 else [f"n{n}" for n in range(1, nodes + 1)]
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _PATH}
 
     def start(self) -> None:
         """Start all three daemons and wait until the node is idle."""
-        for name in ("munge", "state", "spool"):
+        for name in ("munge", "state", *(f"spool-{node}" for node in self.nodes)):
             (self.folder / name).mkdir(mode=0o755)
         key = self.folder / "munge" / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         (self.folder / "slurm.conf").write_text(
-            _CONF.format(host=self.host, folder=self.folder, controller=_free_port(), daemon=_free_port())
+            _CONF.format(host=self.host, folder=self.folder, controller=_free_port(), nodes="\n".join(map(self._node, self.nodes)))
         )
         own = self.folder / "munge"
         command = [
@@ -104,8 +104,13 @@ class Slurm:
         ]  # fmt: skip
         self._start(command)
         self._start(["slurmctld", "-i"])
-        self._start(["slurmd"])
+        for node in self.nodes:
+            self._start(["slurmd", "-N", node])
         self.until_idle()
+
+    def _node(self, name: str) -> str:
+        cpus = 16 if len(self.nodes) == 1 else 2
+        return f"NodeName={name} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={_free_port()} CPUs={cpus} RealMemory=512 State=UNKNOWN"
 
     def _start(self, command: list[str]) -> None:
         program = shutil.which(command[0], path=_PATH) or command[0]
@@ -118,9 +123,9 @@ class Slurm:
             pytest.skip(f"SKIPPED: {command[0]} does not start here: {(done.stderr or done.stdout)[-300:]}")
 
     def until_idle(self) -> None:
-        """Wait until the node takes jobs."""
+        """Wait until every node takes jobs."""
         deadline = time.monotonic() + 60
-        while "idle" not in self.run("sinfo", "-h", "-o", "%T", "-p", "debug", check=False):
+        while self.run("sinfo", "-h", "-N", "-o", "%T", "-p", "debug", check=False).split().count("idle") < len(self.nodes):
             assert time.monotonic() < deadline, self.run("sinfo", check=False)
             time.sleep(0.2)
 
@@ -138,16 +143,16 @@ class Slurm:
             deadline = time.monotonic() + 15
             while self.run("squeue", "-h", check=False) and time.monotonic() < deadline:
                 time.sleep(0.2)
-        for name in ("slurmd", "slurmctld", "munged"):
+        for name in (*(f"slurmd-{node}" for node in self.nodes), "slurmctld", "munged"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def real_slurm(folder: Path) -> Iterator[Slurm]:
+def real_slurm(folder: Path, nodes: int = 1) -> Iterator[Slurm]:
     """Give a Slurm that takes jobs."""
     install()
-    slurm = Slurm(folder)
+    slurm = Slurm(folder, nodes)
     try:
         slurm.start()
         yield slurm
