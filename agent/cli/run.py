@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,10 @@ from simspool.spool import Locked
 from . import output
 from .handover import api_path
 from .settings import Settings, common
+
+if TYPE_CHECKING:
+    from simspool.agent.app import Agent
+    from simspool.agent.relay.duty import RelayDuty
 
 _PATIENCE = 30.0
 _SWITCH = 0.0005  # s: a thread that computes (the ingest) soon makes way for one that has news (the watch)
@@ -83,6 +88,8 @@ def run(settings: Settings, on_demand: bool, idle_end: float, alerts: str | None
             agent.notify = notify
             if alerts:
                 agent.site = SiteFile(alerts, report, lenient=on_demand)
+
+            agent.relay = _relay(settings, agent, on_demand)
 
             def hang_up() -> None:
                 if agent.site is not None:
@@ -148,6 +155,27 @@ def _country(settings: Settings, lenient: bool) -> str | None:
         if lenient:
             return None
         raise CommandError(ExitCode.USAGE, str(error)) from None
+
+
+def _relay(settings: Settings, agent: Agent, lenient: bool) -> RelayDuty | None:
+    """Return what `[relay]` says; None without it. A script's agent does without settings that are not valid, and says so."""
+    if not settings.config.relay:
+        return None
+    from simspool.agent.bundles.settings import parse as parse_bundle
+    from simspool.agent.relay.duty import RelayDuty
+    from simspool.agent.relay.sending import Leaving
+    from simspool.agent.relay.settings import parse
+
+    config = settings.config
+    try:
+        chosen = parse(config.relay, config.sources.get("relay", ""))
+        bundle = parse_bundle(config.bundle, config.sources.get("bundle", ""))
+    except CommandError as error:
+        if not lenient:
+            raise
+        agent.report(str(error))
+        return None
+    return RelayDuty(agent, chosen, bundle, Leaving(config.leaving, config.redact), settings.targets(agent.spool)) if chosen else None
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
