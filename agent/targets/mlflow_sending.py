@@ -1,4 +1,4 @@
-"""Sending ranges of one run to MLflow: records that are not points as files, then points, then params, tags and marks, then the status.
+"""Sending ranges of one run to MLflow: points, then records that are not points as files, then params, tags and marks, then the status.
 
 A range's mark is a tag of its run, set behind everything else of it: MLflow stores a batch's params, then its metrics, then its tags. So a
 mark never claims what is not there, and a range whose end was never known is sent again only when its mark is not there. Sending it twice
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .mlflow_api import Api, Rejected, RunThere, batch
@@ -20,7 +20,8 @@ from .mlflow_state import ALERTS, MARK, NAME, TAG, Wanted, wanted
 from .mlflow_words import PARAMS, PER_REQUEST, TAGS, Metric, Plan, Seen, plan, records_path
 from .port import Range, Remark, TooLarge, Unreachable, Verdict
 
-_AT_ONCE = 2  # batches of one run: one is prepared and travels while the server stores the other; more do not help
+# batches of one run under way: a server that is near is only slower with two, one that is far would wait for each to travel
+_AT_ONCE, _FAR = 2, 0.03  # s
 _BODY = 900_000  # bytes; MLflow's limit is 1 MB
 _SMALL, _MOST_SMALL, _SMALL_BYTES = 128 << 10, 32, 512 << 10  # files of records that are put together
 _WRITERS = 32  # whose latest such files are remembered: 16 MB at worst
@@ -53,6 +54,27 @@ class _Request:
             _Request(self.metrics[:middle], dict(params[:middle]), dict(tags[:middle])),
             _Request(self.metrics[middle:], dict(params[middle:]), dict(tags[middle:])),
         )
+
+
+class _Batches:
+    """Full batches of a plan in the making, with their bodies. One `next` at a time, in any thread."""
+
+    def __init__(self, made: Plan, steps: Iterator[int], fresh: Sequence[bool]) -> None:
+        self._made, self._steps, self._fresh = made, steps, fresh
+        self._at = 0
+        self.left: list[Metric] = []
+
+    def next(self, most: int) -> tuple[_Request, bytes] | None:
+        """Return the next batch of `most` metrics; None when fewer are `left` and the plan is made."""
+        metrics = self._made.metrics
+        while len(self.left) < most and (next(self._steps, 0) or self._at < len(metrics)):
+            end = len(metrics)
+            self.left += [m for m in metrics[self._at : end] if self._fresh[m.of]]
+            self._at = end
+        if len(self.left) < most:
+            return None
+        request, self.left = _Request(self.left[:most]), self.left[most:]
+        return request, request.body()
 
 
 @dataclass(slots=True)
@@ -98,18 +120,20 @@ class Sender:
         taken = [i for i, v in enumerate(verdicts) if v is None or v.kind == "accepted"]
         chosen = [ranges[i] for i in taken]
         fresh = [verdicts[i] is None for i in taken]
-        made = await asyncio.to_thread(plan, entry.run, chosen, self._seen)
+        made, told = Plan(), _Told()
+        left = await self._log_points(entry, made, plan(made, entry.run, chosen, self._seen), fresh, told)
+        if left is None:
+            return [self._in_bin(entry)] * len(ranges)
         for n, sent in enumerate(chosen):
             if fresh[n] and made.lines[n]:
                 await self._put_records(entry, there, sent, made, n)
-        told = _Told()
         state = Wanted()
         remarks: list[tuple[str, str]] = []
         if not entry.stated or any(made.stateful):
             state = wanted(await self._runs.memory.run_state(entry.run), there.params, there.tags)
             await self._put_alerts(entry, there, state)
         marks = {MARK + sent.writer: mark_text(sent.last, sent.chain_after) for n, sent in enumerate(chosen) if fresh[n]}
-        requests = self._requests(there, [m for m in made.metrics if fresh[m.of]], made, state, marks)
+        requests = self._requests(there, left, made, state, marks)
         if not await self._log_all(entry, requests, told):
             return [self._in_bin(entry)] * len(ranges)
         for request in requests:
@@ -171,6 +195,41 @@ class Sender:
             return found
         return found + states
 
+    async def _log_points(
+        self, entry: Entry, made: Plan, steps: Iterator[int], fresh: Sequence[bool], told: _Told
+    ) -> list[Metric] | None:  # fmt: skip
+        """Plan to the end, in a thread, and send full batches meanwhile, each made ready while another travels: the order of points
+        means nothing to MLflow.
+
+        Returns the metrics that are left, fewer than a batch; None when the run lies in the bin.
+        """
+        batches = _Batches(made, steps, fresh)
+        at_once = _AT_ONCE if self._api.quickest > _FAR else 1
+        going: set[asyncio.Task[bool | Exception]] = set()
+        ahead = asyncio.create_task(asyncio.to_thread(batches.next, self._most))
+        try:
+            while (ready := await ahead) is not None:
+                ahead = asyncio.create_task(asyncio.to_thread(batches.next, self._most))
+                going.add(asyncio.create_task(self._outcome(entry, *ready, told)))
+                if len(going) >= at_once:
+                    done, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+                    if not _all_taken(done):
+                        return None
+        except asyncio.CancelledError:
+            for task in going:
+                task.cancel()
+            raise
+        finally:
+            await asyncio.wait({*going, ahead})
+        return batches.left if _all_taken(going) else None
+
+    async def _outcome(self, entry: Entry, request: _Request, body: bytes, told: _Told) -> bool | Exception:
+        """Do as `_log`, and return what it raises: of several that fail, one is raised."""
+        try:
+            return await self._log(entry, request, told, body)
+        except Exception as error:  # noqa: BLE001 - raised by who waits
+            return error
+
     async def _log_all(self, entry: Entry, requests: Sequence[_Request], told: _Told) -> bool:
         """Send batches, a few at a time: the order of points means nothing to MLflow. The last one, which has the marks, waits for all."""
         at = 0
@@ -186,15 +245,15 @@ class Sender:
             at += len(some)
         return True
 
-    async def _log(self, entry: Entry, request: _Request, told: _Told) -> bool:
-        """Send a batch, in parts where the server does not take it whole; False when its run lies in the bin.
+    async def _log(self, entry: Entry, request: _Request, told: _Told, body: bytes = b"") -> bool:
+        """Send a batch (`body`, where that is made already), in parts where the server does not take it whole.
 
-        Raises Vanished.
+        Returns False when its run lies in the bin. Raises Vanished.
         """
         there = entry.there
         assert there is not None
         try:
-            await self._api.log(there.id, request.body())
+            await self._api.log(there.id, body or request.body())
         except TooLarge as error:
             self._most = max(50, min(self._most, len(request) // 2))
             return await self._in_parts(entry, request, told, str(error))
@@ -297,3 +356,12 @@ class Sender:
         if len(self._small) > _WRITERS:
             self._small.popitem(last=False)  # its files stay as they are
         return found
+
+
+def _all_taken(tasks: Iterable[asyncio.Task[bool | Exception]]) -> bool:
+    """Say whether all of these batches were taken. Raises what one of them ended with."""
+    outcomes = [task.result() for task in tasks]
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return all(outcomes)

@@ -8,7 +8,7 @@ import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -168,21 +168,26 @@ def records_path(writer: str, first: int, last: int) -> str:
     return f"{RECORDS}/{writer}-{first:012d}-{last:012d}.jsonl"
 
 
-def plan(run: str, ranges: Sequence[Range], seen: Seen) -> Plan:
-    """Put ranges of one run into MLflow's words."""
-    made = Plan()
+def plan(made: Plan, run: str, ranges: Sequence[Range], seen: Seen) -> Iterator[int]:
+    """Put ranges of one run into MLflow's words, in `made`, step by step: yield how many metrics are there, about every PER_REQUEST.
+
+    What is not a metric is there at the end.
+    """
     for of, sent in enumerate(ranges):
-        _plan_one(made, run, of, sent, seen)
-    return made
+        yield from _plan_one(made, run, of, sent, seen)
 
 
-def _plan_one(made: Plan, run: str, of: int, sent: Range, seen: Seen) -> None:
+def _plan_one(made: Plan, run: str, of: int, sent: Range, seen: Seen) -> Iterator[int]:
     lines: list[bytes] = []
     refused: dict[int, str] = {}
     changed: Counter[tuple[str, str]] = Counter()
     keys: tuple[dict[str, str], dict[str, str]] = {}, {}  # names there, of the script's and of the recorder's
     stateful = False
+    enough = len(made.metrics) + PER_REQUEST
     for item in records(sent):
+        if len(made.metrics) >= enough:
+            yield len(made.metrics)
+            enough = len(made.metrics) + PER_REQUEST
         if isinstance(item, Point):
             if item.step not in _STEPS:
                 refused[item.seq] = f"MLflow has no room for step {item.step}"
