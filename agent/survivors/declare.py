@@ -61,13 +61,16 @@ class Survivors:
             return self._notes.last_error or "the spool cannot be written"
         return ""
 
-    def release(self, active: Collection[str]) -> None:
-        """Close the agent's part of runs in which a death was noted, and that have no active writer left."""
+    def release(self, active: Collection[str]) -> int:
+        """Close the agent's part of runs in which a death was noted, and that have no active writer left. Returns of how many."""
+        released = 0
         latest = time.monotonic() - (_QUIET if self._ready is not None else 0.0)
         for run, noted in list(self._noted.items()):
             if run not in active and noted <= latest:
                 del self._noted[run]
                 self._notes.release(run)
+                released += 1
+        return released
 
     # ------------------------------------------------------------------ evidence
 
