@@ -46,7 +46,7 @@ def cuts_each(c: Context, out: Part) -> None:
     while left > 0:
         mapped = choice.random() < 0.5
         with powercut.Disk(c.room(), 48) as disk:
-            board = mmap.mmap(-1, 16)
+            board = mmap.mmap(-1, 24)
             pid = os.fork()
             if pid == 0:
                 try:

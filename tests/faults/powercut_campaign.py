@@ -189,13 +189,14 @@ def check(spool_path: Path, promised: int) -> dict[str, int]:
     for writer in os.listdir(runs):
         with Tail(str(runs / writer), ids.to_text(RUN)) as tail:
             for chunk in tail.read(dead=True):
-                last = max(seen, default=0)
-                out["damaged"] += sum(d.kind in {"corrupt", "loss", "missing"} and last < promised for d in chunk.damage)
                 for item in chunk.items:
                     if isinstance(item, MetricBatch):
                         seen.update(int(row[-3]) for row in item.rows)
                     elif item.body is not None and "n" in item.body:
                         seen.add(item.body["n"])
+                # a chunk's damage lies behind its items; behind all that was promised, it is of what was being written
+                last = max(seen, default=0)
+                out["damaged"] += sum(d.kind in {"corrupt", "loss", "missing"} and last < promised for d in chunk.damage)
     out["lost"] = sum(n not in seen for n in range(1, promised + 1))
     for pooled in (spool_path / "blobs" / "sha256").glob("*/*"):
         try:
