@@ -111,7 +111,9 @@ class World:
         return [dict(word.body) for word in sorted(found, key=lambda w: w.boot)]
 
     def states(self, run: str) -> list[str]:
-        return [word["state"] for word in self.words(run)]
+        found = [word["state"] for word in self.words(run)]
+        # the request is sent before it is recorded: a script may note first that it has it
+        return ["requested", "received", *found[2:]] if found[:2] == ["received", "requested"] else found
 
     def feed(self) -> None:
         """Do what the watch does: hand on what the scripts' writers say."""
