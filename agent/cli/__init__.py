@@ -38,9 +38,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "dead": ("dead", "dead", "Show what targets refused for good, and give up on it."),
     "retry": ("dead", "retry", "Try again what targets refused."),
     "check": ("check", "check", "Verify every segment and blob; report damage with its bounds."),
+    "bundle": ("bundle", "bundle", "Carry runs over a gap: bundles there, receipts back."),
+    "relay": ("relay", "relay", "Carry runs to another spool by a shared folder or SSH."),
     "alerts": ("alerts", "alerts", "Show, add, check and replay alert rules."),
     "notify": ("notify", "notify", "Tell people of alerts and ends of runs: try it out."),
     "serve": ("serve", "serve", "Serve a folder as a server that agents drain to."),
+    "doctor": ("doctor", "doctor", "Look at everything that recording and syncing need here."),
+    "wheelhouse": ("wheelhouse", "wheelhouse", "Make a folder from which simspool installs without a network."),
     "service": ("service", "service", "Run the agent, or a timer for syncs, as a systemd service."),
 }
 
@@ -100,7 +104,8 @@ def _exit_status(call: Callable[[], Any]) -> int:
     except click.Abort:
         return _fail("interrupted", ExitCode.INTERRUPTED)
     except click.UsageError as error:
-        error.show()
+        lines = error.format_message().replace("\t", "  ").splitlines()  # they may quote what somebody else named
+        click.UsageError("\n".join(map(output.safe, lines)), error.ctx).show()
         return ExitCode.USAGE
     except click.ClickException as error:
         return _fail(error.format_message(), ExitCode.ERROR)
