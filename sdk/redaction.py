@@ -68,10 +68,11 @@ class Redactor:
     """
 
     def __init__(self, names: Iterable[str] = (), prefixes: Iterable[str] = ()) -> None:
-        self._names = tuple(_letters(name) for name in names)
+        self.names, self.prefixes = tuple(names), tuple(sorted(set(prefixes), key=len, reverse=True))
+        self._names = tuple(_letters(name) for name in self.names)
         self._known: dict[str, int] = {}
-        listed = sorted(set(prefixes), key=len, reverse=True)
-        self._own = re.compile(_EDGE + f"(?:{'|'.join(map(re.escape, listed))})" + r"[A-Za-z0-9_+/=.\-]{6,1024}") if listed else None
+        either = "|".join(map(re.escape, self.prefixes))
+        self._own = re.compile(_EDGE + f"(?:{either})" + r"[A-Za-z0-9_+/=.\-]{6,1024}") if either else None
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Redactor:

@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from recorded import add_file, begin
 
 from simspool.agent.cli.view import open_view
 from simspool.agent.exit_codes import CommandError, ExitCode
-from simspool.agent.leaving import Found, LeavingSettings, before_leaving, check
+from simspool.agent.leaving import Found, Hint, LeavingSettings, before_leaving, check
 from simspool.sdk.errors import ConfigError
+from simspool.sdk.redaction import Redactor
 from simspool.spool import Kind, Spool
 
 KEY = "ghp_" + "a1B2" * 9
@@ -98,3 +101,28 @@ def test_without_the_log_nothing_leaves(spool: Spool, tmp_path: Path) -> None:
 def test_a_table_that_is_wrong(table: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"\[leaving\]"):
         LeavingSettings.of(table)
+
+
+PIECES = [
+    "password", "pass_wd", "Pass-Word", "passphrase", "secret", "SECRETS", "api_key", "apiKey", "SOLVER_KEY", "k_e_y", "token", "auth",
+    "Authorization", "bearer", "cookie", "sig", "pat", "signature", "credentials", "passwort", "--token", "-password", "=", ":", " : ", " ",
+    "\n", "\t", "\u00a0", '"', "'", "\\", "x", "hunter2!", "a1B2c3D4e5",
+    "Bearer ", "https://", "ftp://", "me:pw@", "host/", "eyJ", ".", "-",
+    "_", "AKIA", "A1B2C3D4E5F6G7H8", "ghp_", "a1B2" * 9, "glpat-", "sk-", "sk_live_", "xoxb-", "hf_", "AIza", "pypi-", "npm_",
+    "-----BEGIN RSA PRIVATE KEY-----", "-----END RSA PRIVATE KEY-----", "own-", "\ud800", "\u00fc",
+]  # fmt: skip
+
+
+@settings(max_examples=600, deadline=None)
+@given(some.lists(some.one_of(some.sampled_from(PIECES), some.text(max_size=3)), min_size=1, max_size=12).map("".join))
+def test_nothing_that_is_a_secret_is_passed_over_quickly(text: str) -> None:
+    """Neither in plain text nor as the spool has it; neither as a text nor under a name."""
+    redactor = Redactor(prefixes=["own-"])
+    hint = Hint(redactor)
+    forms = [text.encode(errors="replace"), json.dumps(text).encode(), json.dumps(text, ensure_ascii=False).encode(errors="replace")]
+    if redactor.find(text):
+        assert all(map(hint.passes, forms))
+    if redactor.value(text, "v4lue-of-it") != "v4lue-of-it":
+        for ascii_only in (True, False):
+            body = json.dumps({"set": {text: "v4lue-of-it"}}, separators=(",", ":"), ensure_ascii=ascii_only)
+            assert hint.passes(body.encode(errors="replace"))
