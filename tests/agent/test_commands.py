@@ -199,7 +199,8 @@ def test_an_agent_that_starts_while_a_command_has_the_spool_waits_for_it(spool: 
 
 def slow_server(tmp_path: Path) -> subprocess.Popen[str]:
     """A server that takes every request and answers none."""
-    script = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
+    script = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
+    script += "; held = s.accept(); print('asked', flush=True); time.sleep(60)"
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
 
 
@@ -215,7 +216,7 @@ def test_a_signal_in_the_middle_of_a_drain_ends_it_clean_and_the_next_sync_is_ex
         port = other.stdout.readline().strip()
         env = {**os.environ, "SIMSPOOL_URL": f"http://127.0.0.1:{port}", "SIMSPOOL_TOKEN": "t"}
         process = subprocess.Popen([sys.executable, "-m", "simspool.agent", command], env=env, stderr=subprocess.PIPE, text=True)
-        time.sleep(2.0)
+        assert other.stdout.readline().strip() == "asked"
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
         other.kill()

@@ -58,7 +58,7 @@ def _full(c: Context, out: Part, which: str) -> None:
     with tmpfs(room / "a", "6m", inodes) as spool_disk, tmpfs(room / "b", "16m") as state_disk, \
             Stage(room, c.server, spool=spool_disk / "spool", state=state_disk / "state") as stage:  # fmt: skip
         agent = stage.agent()
-        until(lambda: any((stage.spool / "agent" / "hosts").glob("*")))  # an agent does not start on a disk that is full already
+        until(lambda: any((stage.spool / "agent" / "hosts").glob("*.json")))  # an agent does not start on a disk that is full already
         scripts = [stage.script(calls=4000, rate=2000, pad=choice.choice([10, 2000]), files=choice.choice([0, 1]), linger=1.0)]
         scripts[0].wait_for(choice.randrange(10, 1500))
         fillers = [fill(disk) for disk, name in ((spool_disk, "spool"), (state_disk, "state")) if which in {name, "both"}]

@@ -66,7 +66,7 @@ def test_no_receipt_is_in_the_journal_before_the_answer(spool: Spool) -> None:
 
     target.before_send = look
     assert sync(spool, target).state == "done"
-    assert seen == [{Kind.INTENT}]
+    assert seen == [{Kind.CHECKPOINT, Kind.INTENT}]  # the first says whose turn it is (FORMAT.md section 14)
 
 
 def test_a_server_that_loses_its_marks_between_two_answers_is_gone_back_to(spool: Spool) -> None:
