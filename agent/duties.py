@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _EVERY, _SOON = 1.0, 0.1  # s between looks at the lease; while somebody waits for it
 _ASK_EVERY = 2.0
+_REFUSED = 10.0  # s of a disk that refuses, until a command says so
 
 
 class SpoolDuties:
@@ -102,20 +103,30 @@ class SpoolDuties:
 
 
 async def obtain(agent: Agent, until: float | None) -> bool:
-    """Have the spool's lease for an agent, asking the one that has it; False when the time (monotonic s) is over before."""
+    """Have the spool's lease for an agent, asking the one that has it; False when the time (monotonic s) is over before.
+
+    Raises OSError where the disk takes no lease for a while.
+    """
     duties, asked = agent.duties, float("-inf")
+    refused: float | None = None
     if duties is None and agent.lease.held:
         return True
     while not (duties.are_done if duties is not None else agent.lease.held):
         now = time.monotonic()
         if until is not None and now >= until:
             return False
-        with contextlib.suppress(OSError):
+        try:
             if now - asked >= _ASK_EVERY:
                 asked = now
                 await asyncio.to_thread(agent.lease.want)
             if duties is None:
                 await asyncio.to_thread(agent.lease.turn)
+        except OSError:
+            refused = now if refused is None else refused
+            if now - refused > _REFUSED:
+                raise
+        else:
+            refused = None
         if duties is not None:
             duties.wake()
         await asyncio.sleep(_SOON)

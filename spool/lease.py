@@ -141,7 +141,7 @@ class Lease:
         if now - self._beat_at >= self._patience / 6:
             self._renew()
             if now - self._held_since > self._patience:
-                self._remove_old()
+                self._remove_old(self.mine)
         return True
 
     def _is_lost(self) -> bool:
@@ -197,6 +197,7 @@ class Lease:
         self._renew()
         if before:
             self._write(before, _NEXT, {"next": generation, "holder": self.me.id})
+            self._remove_old(before)
         self.held, self.holder, self.is_wanted, self._wants = True, self.me, False, None
         return True
 
@@ -225,9 +226,9 @@ class Lease:
                 self._shy_until = self._clock() + self._patience / 4
                 self._write(self.mine, _MINE, {"generation": self.mine, **self.me.body(), "beat": self._beats, "released": True})
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, least: int) -> None:
         for generation in self._generations():
-            if generation < self.mine:
+            if generation < least:
                 atomic.remove(self._path(generation))
 
     # ------------------------------------------------------------------ files

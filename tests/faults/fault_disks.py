@@ -54,7 +54,7 @@ def full_disks(c: Context, out: Part) -> None:
 
 def _full(c: Context, out: Part, which: str) -> None:
     choice, room = c.random(f"full {out.n}"), c.room()
-    inodes = ",nr_inodes=24" if which == "inodes" else ""
+    inodes = ",nr_inodes=32" if which == "inodes" else ""
     with tmpfs(room / "a", "6m", inodes) as spool_disk, tmpfs(room / "b", "16m") as state_disk, \
             Stage(room, c.server, spool=spool_disk / "spool", state=state_disk / "state") as stage:  # fmt: skip
         agent = stage.agent()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from in_process import serve, sync, until
 from memory_target import MemoryTarget
 from recorded import begin, fill, whole
 
+from simspool.agent import duties
 from simspool.agent.app import Agent
+from simspool.agent.config import AgentConfig
 from simspool.spool import Spool
 from simspool.spool.lease import Holder, Lease
 
@@ -115,3 +119,18 @@ def test_an_agent_that_is_asked_gives_it_and_looks_after_its_host(spool: Spool) 
     serve(spool, target, story)
     assert writer.close({"status": "completed"})
     assert run
+
+
+def test_a_disk_that_takes_no_lease_ends_a_command_with_its_reason(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Lease) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def story() -> None:
+        async with Agent(AgentConfig(spool)) as agent:
+            await agent.sync()
+
+    whole(spool, points=5)
+    monkeypatch.setattr(duties, "_REFUSED", 0.3)
+    monkeypatch.setattr(Lease, "turn", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        asyncio.run(story())
