@@ -43,7 +43,8 @@ class SlowLink:
         self._choice = random.Random(seed)
         self._stop = threading.Event()
         self._name = f"slow{os.getpid() % 100000}"
-        self.address = "10.213.77.2"
+        self._net = f"10.213.{os.getpid() % 250}"  # several at a time do not meet
+        self.address = f"{self._net}.2"
         self.bytes = [0, 0]  # that the near and the far end have sent
         self.lost = 0
         self.near = ("ip", "netns", "exec", self._name)
@@ -58,7 +59,7 @@ class SlowLink:
         inside = ("-n", self._name)
         for command in (
             ("netns", "add", self._name), ("link", "set", near, "netns", self._name),
-            (*inside, "addr", "add", "10.213.77.1/24", "dev", near),
+            (*inside, "addr", "add", f"{self._net}.1/24", "dev", near),
             (*inside, "link", "set", near, "mtu", "1400", "up"), (*inside, "link", "set", "lo", "up"),
             ("addr", "add", f"{self.address}/24", "dev", far), ("link", "set", far, "mtu", "1400", "up"),
         ):  # fmt: skip
