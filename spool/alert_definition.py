@@ -23,7 +23,6 @@ AGGREGATIONS = ("average", "sum", "at least one", "all")
 WINDOW = 5.0  # seconds
 _NAME = re.compile(r"[a-zA-Z0-9\-_\s/.:]{1,1024}")
 _LONGEST = 4096  # characters of a pattern
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _ABOVE_BELOW = ("is above", "is below")
 _RANGES = ("is inside range", "is outside range")
@@ -191,7 +190,7 @@ def _text(what: str, key: str, value: Any) -> str:
 
 
 def _digest(what: str, key: str, value: Any) -> str:
-    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+    if not ids.is_digest(value):
         raise InvalidRecord(f"{what}: {key} must be a curve's SHA-256 in 64 hex digits, not {value!r}"[:300])
     return value
 

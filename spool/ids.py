@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TypeGuard
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 22
@@ -56,6 +57,6 @@ def is_id(text: str) -> bool:
     return True
 
 
-def is_digest(value: object) -> bool:
+def is_digest(value: object) -> TypeGuard[str]:
     """Say whether a value is a SHA-256 in 64 lower-case hex digits. Only such a text may become a part of a path."""
     return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")

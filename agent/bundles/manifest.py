@@ -30,7 +30,6 @@ MEMBERS = 200_000
 _SEGMENT = (8 << 20) + (1 << 20) + HEAD  # of one member: what `carry.outgoing` gives at most
 _RUN = 4 << 20
 _BLOB = 1 << 50
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NOTHING = hashlib.sha256().hexdigest()
 _BEGIN, _MIDDLE, _END = b'{"bundle":', b',"sha256":"', b'"}\n'
@@ -166,7 +165,7 @@ class _Fields:
 
     def digest(self, key: str) -> str:
         value = self.get(key)
-        if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        if not ids.is_digest(value):
             raise self.wrong(key)
         return value
 

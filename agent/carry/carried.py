@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simspool.spool import RunFolder, Spool, atomic, ids, layout
+from simspool.spool.ids import is_digest
 
-from .parts import Position, is_digest
+from .parts import Position
 
 _LIMIT = 1 << 26  # bytes
 

@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from simspool.spool import DamagedBlob, Locked, RunFolder, Spool, atomic, blobs, ids, layout, shed
+from simspool.spool.ids import is_digest
 from simspool.spool.stream import sync_segment
 
 from . import carried
 from .carried import Carried
 from .hashing import HashAside
 from .landing import check_part, land, read_at
-from .parts import HEAD, BlobPart, NotTaken, Position, RunPart, SegmentPart, is_digest
+from .parts import HEAD, BlobPart, NotTaken, Position, RunPart, SegmentPart
 
 _INFO = 1 << 20  # bytes of a run.json, as readers bound it
 _SHED = 1 << 26

@@ -11,12 +11,13 @@ import os
 
 from simspool.spool import DamagedSegment, NewerFormat, SpoolError, atomic, ids, layout, segment_header
 from simspool.spool.frames import MAX_FRAME
+from simspool.spool.ids import is_digest
 from simspool.spool.salvage import open_regular
 from simspool.spool.segment import SEGMENT_MAX
 from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
 from simspool.spool.stream import sync_segment
 
-from .parts import HEAD, NotTaken, SegmentPart, is_digest
+from .parts import HEAD, NotTaken, SegmentPart
 
 LIMIT = SEGMENT_MAX + 4 * MAX_FRAME
 """Bytes of the largest segment that is carried: the rotation's bound, a frame and a seal more, and what a killed writer had allocated."""

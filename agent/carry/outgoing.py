@@ -17,6 +17,7 @@ from typing import Any
 from simspool.agent.catalog import Catalog
 from simspool.spool import DamagedBlob, DamagedSegment, Kind, Spool, SpoolError, atomic, blobs, frames, ids, layout, segment_header, shed
 from simspool.spool.frames import MAX_FRAME
+from simspool.spool.ids import is_digest
 from simspool.spool.layout import SegmentFile
 from simspool.spool.process import is_alive
 from simspool.spool.salvage import Salvager, open_regular
@@ -25,7 +26,7 @@ from simspool.spool.stream import sync_segment
 
 from . import custody
 from .landing import LIMIT, read_at
-from .parts import HEAD, BlobPart, Position, RunPart, SegmentPart, is_digest
+from .parts import HEAD, BlobPart, Position, RunPart, SegmentPart
 
 PART = 8 << 20
 """Bytes of frames in one part, at most."""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+from simspool.spool.ids import is_digest
+
 HEAD = 1024
 """Bytes of a segment's head (FORMAT.md section 3): drop counters in it change in place, so it is carried anew with every part."""
 
 
 class NotTaken(Exception):
     """Raised when a part cannot be put into the spool: the message says why, and what to do. Nothing of the part is visible then."""
-
-
-def is_digest(value: object) -> bool:
-    """Say whether something is a SHA-256 in hex as this project writes it."""
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from simspool.agent.catalog import Catalog
 from simspool.agent.targets.settings import TargetSettings
 from simspool.agent.truth.known import KnownTarget, counting, known_targets
 from simspool.spool import Spool, ids, records
+from simspool.spool.ids import is_digest
 
 from .custody import carried_from, position_list
-from .parts import NotTaken, Position, is_digest
+from .parts import NotTaken, Position
 
 VERSION = 1
 LIMIT = 64 << 20

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from simspool.spool import ids
+from simspool.spool.ids import is_digest
 
 from . import access, plain
-from .blobstore import is_digest
 from .errors import Invalid, NotFound
 from .identity import Principal
 from .listing import Page

@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from simspool.spool.ids import is_digest
+
 from .errors import Invalid, TooLarge
 
-_DIGEST = re.compile(r"^[0-9a-f]{64}$")
 _FLUSH = 1 << 20
-
-
-def is_digest(text: str) -> bool:
-    """Say whether the text is a SHA-256 in lower-case hex: the only thing that ever becomes part of a path here."""
-    return _DIGEST.match(text) is not None
 
 
 def _make_durable(temporary: Path, fd: int, final: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from simspool.agent.alerts.rules import InvalidRule, parse_rule
 from simspool.spool.alert_definition import RULES, SOURCES
+from simspool.spool.ids import is_digest
 from simspool.spool.records import STATUSES
 
 from . import access, columns
 from .artifacts import CATEGORIES
-from .blobstore import is_digest
 from .errors import Invalid
 from .points import PointBatch
 from .times import from_text, now_us
@@ -214,7 +214,7 @@ def _grid(out: dict[str, Any]) -> None:
 def artifact(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return an artifact's body."""
     digest = body.get("checksum")
-    if not isinstance(digest, str) or not is_digest(digest):
+    if not is_digest(digest):
         raise Invalid("checksum: the SHA-256 in lower-case hex is expected")
     return {
         "name": name(body),

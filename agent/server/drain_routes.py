@@ -11,9 +11,9 @@ from typing import Any
 from aiohttp import web
 
 from simspool.spool import ids
+from simspool.spool.ids import is_digest
 
 from . import bodies, checks, recount, upload_routes
-from .blobstore import is_digest
 from .context import answer, server, store, who
 from .drain import Verdict, refuse
 from .errors import Invalid, NotFound
@@ -112,7 +112,7 @@ async def post_recount(request: web.Request) -> web.StreamResponse:
 async def post_missing(request: web.Request) -> web.Response:
     """Return which blobs this user must still send."""
     digests = (await bodies.mapping(request)).get("digests")
-    if not isinstance(digests, list) or len(digests) > _MAX_DIGESTS or not all(isinstance(d, str) and is_digest(d) for d in digests):
+    if not isinstance(digests, list) or len(digests) > _MAX_DIGESTS or not all(map(is_digest, digests)):
         raise Invalid(f"digests: a list of at most {_MAX_DIGESTS} SHA-256 in lower-case hex is expected")
     known = await store(request).readable_digests(who(request), digests)
     return answer({"missing": [d for d in digests if d not in known]})

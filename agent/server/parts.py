@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .blobstore import BlobStore, is_digest
+from simspool.spool.ids import is_digest
+
+from .blobstore import BlobStore
 from .errors import Conflict, Invalid, NoRoom, TooMany
 
 PART = 1 << 20  # bytes

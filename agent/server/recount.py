@@ -9,8 +9,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from simspool.spool.ids import is_digest
+
 from . import points
-from .blobstore import BlobStore, is_digest
+from .blobstore import BlobStore
 from .identity import Principal
 
 _BLOCK = 1 << 20

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
+from simspool.spool.ids import is_digest
+
 from . import bodies
-from .blobstore import is_digest
 from .context import Server, answer, server, who, whole
 from .errors import Conflict, Invalid, NoRoom, TooLarge
 from .identity import Principal
