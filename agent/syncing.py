@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .drain.drains import Drains, Lane
 from .drain.loop import Drain
 from .duties import kept, obtain
+from .ingest.ingest import LOOKS
 from .notify.notifier import TELL
 from .sync import CARRIED, Goals, Selection, SyncReport
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 _ATTEMPTS, _STALL = 4, 20.0
 _BEST_EFFORT = 5.0  # seconds without progress after which a best-effort target holds up nothing
 _LONGEST_WAIT = 60.0  # seconds that a sync without a timeout waits because the server asks for it
-_ROUNDS = 20  # looks at what follows from what was just taken in: a run taken in anew, ends of the dead, what is noted of them
 
 
 class Syncing:
@@ -141,7 +141,7 @@ class Syncing:
     async def _ingest_all(self) -> None:
         """Take in everything that is in the spool now, the last words of dead writers included."""
         agent = self._agent
-        for _ in range(_ROUNDS):
+        for _ in range(LOOKS):
             await agent.work(agent.ingest.scan)
             while True:
                 found = await agent.work(agent.ingest.read)

@@ -40,21 +40,28 @@ def api_path(spool: Spool) -> str | None:
     return path if isinstance(path, str) and found is not None and found[0] == ticks else None
 
 
-def agent_status(spool: Spool) -> dict[str, Any] | None:
-    """Return a running agent's status, or None when none answers."""
-    path = api_path(spool)
-    if path is None:
-        return None
-    connection = _Connection(path, 30.0)
+def _ask(path: str, method: str, url: str, body: bytes | str | None = None, *, patience: float) -> tuple[int, Any] | None:
+    """Ask a running agent; return the status and the JSON that it answers, None when it went away. `patience` is in seconds."""
+    connection = _Connection(path, patience)
     try:
-        connection.request("GET", "/status")
+        connection.request(method, url, body, {} if body is None else {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        body = json.loads(answer.read())
+        return answer.status, json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
         connection.close()
-    return body if answer.status == 200 and isinstance(body, dict) else None
+
+
+def _told(answer: tuple[int, Any] | None) -> dict[str, Any] | None:
+    """Return the object of a good answer."""
+    return answer[1] if answer is not None and answer[0] == 200 and isinstance(answer[1], dict) else None
+
+
+def agent_status(spool: Spool) -> dict[str, Any] | None:
+    """Return a running agent's status, or None when none answers."""
+    path = api_path(spool)
+    return None if path is None else _told(_ask(path, "GET", "/status", patience=30.0))
 
 
 def agent_sync(path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -76,37 +83,19 @@ def agent_sync(path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def agent_decides(path: str, decision: str, letters: Mapping[str, Collection[str]]) -> int | None:
     """Have a running agent retry or drop dead letters, by server; returns how many, None when it went away."""
-    connection = _Connection(path, _SILENCE)
-    try:
-        body = {"decision": decision, "letters": {server: sorted(ids) for server, ids in letters.items()}}
-        connection.request("POST", "/dead", json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        found = json.loads(answer.read())
-        return int(found["count"]) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return None
-    finally:
-        connection.close()
+    body = {"decision": decision, "letters": {server: sorted(ids) for server, ids in letters.items()}}
+    count = (_told(_ask(path, "POST", "/dead", json.dumps(body), patience=_SILENCE)) or {}).get("count")
+    return count if isinstance(count, int) else None
 
 
 def agent_applies(path: str, target: str, receipt: bytes) -> dict[str, Any] | None:
     """Have a running agent apply a receipt; returns what it changed, None when it went away. Raises NotTaken with its reason."""
     from simspool.agent.carry.parts import NotTaken
 
-    connection = _Connection(path, _PATIENCE)
-    try:
-        connection.request("POST", f"/receipt?{urlencode({'target': target})}", receipt, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        body = json.loads(answer.read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
-    if not isinstance(body, dict):
-        return None
-    if answer.status == 409:
-        raise NotTaken(str(body.get("detail")))
-    return body if answer.status == 200 else None
+    answer = _ask(path, "POST", f"/receipt?{urlencode({'target': target})}", receipt, patience=_PATIENCE)
+    if answer is not None and answer[0] == 409 and isinstance(answer[1], dict):
+        raise NotTaken(str(answer[1].get("detail")))
+    return _told(answer)
 
 
 def agent_abort(path: str, run: str) -> bool:
@@ -123,13 +112,4 @@ def agent_abort(path: str, run: str) -> bool:
 
 def agent_settle(path: str, body: dict[str, Any], patience: float) -> dict[str, Any] | None:
     """Have a running agent take in everything recorded so far; what it answers, None when it went away. `patience` is in seconds."""
-    connection = _Connection(path, patience)
-    try:
-        connection.request("POST", "/settle", json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        found = json.loads(answer.read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
-    return found if answer.status == 200 and isinstance(found, dict) else None
+    return _told(_ask(path, "POST", "/settle", json.dumps(body), patience=patience))

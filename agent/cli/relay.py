@@ -23,7 +23,6 @@ from .settings import Settings, common
 from .view import open_view
 
 if TYPE_CHECKING:
-    from simspool.agent.bundles.settings import BundleSettings
     from simspool.agent.relay.goals import RelayGoals
     from simspool.agent.relay.keeping import Sayer
     from simspool.agent.relay.sending import Sender
@@ -91,9 +90,10 @@ def send(
 async def _send(
     settings: Settings, spool: Spool, chosen: RelaySettings, once: bool, custody: bool, timeout: float, allow_unsigned: bool
 ) -> ExitCode:
+    from simspool.agent.leaving.settings import Leaving
     from simspool.agent.relay.keeping import Sayer, keep
     from simspool.agent.relay.place import open_place
-    from simspool.agent.relay.sending import Leaving, Means, Sender
+    from simspool.agent.relay.sending import Means, Sender
 
     assert chosen.send is not None
     sayer = Sayer(_report())
@@ -105,10 +105,10 @@ async def _send(
     async def apply(document: bytes, target: str) -> Mapping[str, Any]:
         return await asyncio.to_thread(apply_anywhere, spool, document, target)
 
-    means = Means(settle, lambda: open_view(spool), apply, lambda: _targets(settings, spool))
+    means = Means(settle, lambda: open_view(spool), apply, lambda: settings.targets_now(spool))
     place = open_place(chosen.send, chosen.ssh_key, chosen.known_hosts)
     leaving = Leaving(settings.config.leaving, settings.config.redact)
-    sender = Sender(spool, place, means, chosen, _bundle_settings(settings), leaving, sayer, allow_unsigned=allow_unsigned)
+    sender = Sender(spool, place, means, chosen, settings.bundles, leaving, sayer, allow_unsigned=allow_unsigned)
     try:
         if once:
             return await _once(settings, spool, sender, means.settle, custody, timeout, sayer)
@@ -229,7 +229,7 @@ async def _receive(settings: Settings, spool: Spool, path: str, every: float, on
 
     sayer = Sayer(_report())
     receiver = Receiver(
-        spool, path, lambda: open_view(spool), _Serving(settings, spool, sayer), _bundle_settings(settings), sayer,
+        spool, path, lambda: open_view(spool), _Serving(settings, spool, sayer), settings.bundles, sayer,
         allow_unsigned=allow_unsigned,
     )  # fmt: skip
     try:
@@ -264,7 +264,7 @@ class _Serving:
     def __call__(self) -> list[TargetSettings]:
         from simspool.agent.targets.settings import BUNDLE, TargetSettings
 
-        present = _targets(self._settings, self._spool)
+        present = self._settings.targets_now(self._spool)
         if present:
             return present
         if time.monotonic() - self._asked > _ASK_EVERY:
@@ -298,18 +298,3 @@ def _settings(settings: Settings) -> RelaySettings:
     from simspool.agent.relay.settings import parse
 
     return parse(settings.config.relay, settings.config.sources.get("relay", ""))
-
-
-def _bundle_settings(settings: Settings) -> BundleSettings:
-    from simspool.agent.bundles.settings import parse
-
-    return parse(settings.config.bundle, settings.config.sources.get("bundle", ""))
-
-
-def _targets(settings: Settings, spool: Spool) -> list[TargetSettings]:
-    from simspool.sdk.errors import ConfigError
-
-    try:
-        return settings.targets(spool)()
-    except ConfigError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None

@@ -14,6 +14,7 @@ from simspool.agent.exit_codes import CommandError, ExitCode
 from simspool.spool import Spool, open_spool
 
 if TYPE_CHECKING:
+    from simspool.agent.bundles.settings import BundleSettings
     from simspool.agent.targets.settings import TargetSettings
     from simspool.sdk.config import Config
 
@@ -37,7 +38,7 @@ class Settings:
         from simspool.sdk.errors import ConfigError
 
         try:
-            return load_config(spool=self.spool_option, server_url=self.url_option, server_token=self._token_in_file())
+            return load_config(spool=self.spool_option, server_url=self.url_option, server_token=self._given_token()[0])
         except ConfigError as error:
             raise CommandError(ExitCode.USAGE, str(error)) from None
 
@@ -61,8 +62,7 @@ class Settings:
         from simspool.agent.targets.settings import load_targets
         from simspool.sdk.config import load_config
 
-        folder, environ, token = os.getcwd(), dict(os.environ), self._token_in_file()
-        concern = self._concern()
+        folder, environ, (token, concern) = os.getcwd(), dict(os.environ), self._given_token()
 
         def load() -> list[TargetSettings]:
             config = load_config(
@@ -72,13 +72,26 @@ class Settings:
 
         return load
 
-    def _token_in_file(self) -> str | None:
-        path = self.token_file or _credential()
-        return None if path is None else read_token(path)
+    def targets_now(self, spool: Spool) -> list[TargetSettings]:
+        """Return the targets in force for a spool. Raises CommandError for settings that cannot be used."""
+        from simspool.sdk.errors import ConfigError
 
-    def _concern(self) -> str:
+        try:
+            return self.targets(spool)()
+        except ConfigError as error:
+            raise CommandError(ExitCode.USAGE, str(error)) from None
+
+    @property
+    def bundles(self) -> BundleSettings:
+        """The `[bundle]` table. Raises CommandError for one that cannot be used."""
+        from simspool.agent.bundles.settings import parse
+
+        return parse(self.config.bundle, self.config.sources.get("bundle", ""))
+
+    def _given_token(self) -> tuple[str | None, str]:
+        """Return the token of the file that the command line or the service names, and what is not safe about it."""
         path = self.token_file or _credential()
-        return "" if path is None else _secret_in(path)[1]
+        return (None, "") if path is None else _secret_in(path)
 
     def open_spool(self, *, create: bool = False) -> Spool:
         """Open the spool. Raises InvalidSpool or NewerFormat, and CommandError when the disk refuses."""

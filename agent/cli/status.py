@@ -52,13 +52,7 @@ def status(settings: Settings, runs: tuple[str, ...]) -> int:
 
 def targets_of(settings: Settings, spool: Spool, catalog: Catalog) -> list[KnownTarget]:
     """Return the targets that are configured here. Raises CommandError for settings that cannot be used."""
-    from simspool.agent.exit_codes import CommandError
-    from simspool.sdk.errors import ConfigError
-
-    try:
-        return known_targets(catalog, settings.targets(spool)())
-    except ConfigError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+    return known_targets(catalog, settings.targets_now(spool))
 
 
 def _of_runs(settings: Settings, spool: Spool, runs: tuple[str, ...]) -> int:

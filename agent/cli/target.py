@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from simspool.agent.exit_codes import CommandError, ExitCode
-from simspool.spool import Spool, ids
 
 from . import output
 from .settings import Settings, common
@@ -130,7 +128,7 @@ def list_(settings: Settings) -> int:
     from .view import open_view
 
     spool = settings.open_spool()
-    present = _targets(settings, spool)
+    present = settings.targets_now(spool)
     running = ((agent_status(spool) or {}).get("agent") or {}).get("targets", [])
     states = {one["url"]: one for one in running}
     with open_view(spool) as catalog:
@@ -163,15 +161,6 @@ def list_(settings: Settings) -> int:
     return ExitCode.OK
 
 
-def _targets(settings: Settings, spool: Spool) -> list[TargetSettings]:
-    from simspool.sdk.errors import ConfigError
-
-    try:
-        return settings.targets(spool)()
-    except ConfigError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
-
-
 def _listed(found: TargetSettings) -> dict[str, Any]:
     return {
         "name": found.name, "kind": found.kind, "address": found.address, "required": found.required, "source": found.source,
@@ -193,7 +182,7 @@ def rm(settings: Settings, name: str) -> int:
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     if name not in own:
-        for other in _targets(settings, spool):
+        for other in settings.targets_now(spool):
             if other.name == name:
                 raise CommandError(ExitCode.USAGE, f"target {name!r} is not the spool's own: {_how_to_remove(other)}")
         raise CommandError(ExitCode.USAGE, f"there is no target {name!r}: `agent target ls` lists them")
@@ -214,7 +203,7 @@ def test(settings: Settings, name: str | None, everyone: bool) -> int:
     if (name is None) != everyone:
         raise CommandError(ExitCode.USAGE, "name a target, or say --all: `agent target ls` lists them")
     spool = settings.open_spool()
-    present = _targets(settings, spool)
+    present = settings.targets_now(spool)
     chosen: list[TargetSettings] = [one for one in present if everyone or one.name == name]
     if not chosen:
         if everyone:
@@ -233,33 +222,22 @@ def test(settings: Settings, name: str | None, everyone: bool) -> int:
 
 
 async def _try(settings: TargetSettings) -> tuple[ExitCode, dict[str, Any]]:
-    from simspool.agent.targets.build import make_target
     from simspool.agent.targets.port import Refused, Unreachable
+    from simspool.agent.targets.probe import probe
 
     if settings.kind == "bundle":
         return ExitCode.OK, {"note": "nothing connects to it: bundles carry to it (`agent bundle create`)"}
-    target = None
     try:
-        target = make_target(settings)
-        async with asyncio.timeout(_PATIENCE):
-            server, limits = await target.connect()
-            trips = []
-            for _ in range(_ASKED):
-                began = time.perf_counter()
-                # a run that nobody has: it needs the token, and leaves nothing
-                await target.marks([(ids.to_text(ids.new_id()), ids.to_text(ids.new_id()))])
-                trips.append(time.perf_counter() - began)
+        found = await probe(settings, times=_ASKED, patience=_PATIENCE)
     except Refused as error:
         return ExitCode.REFUSED, {"error": str(error)}
     except Unreachable as error:
         return ExitCode.UNREACHABLE, {"error": str(error)}
     except TimeoutError:
         return ExitCode.UNREACHABLE, {"error": f"it does not answer within {_PATIENCE:.0f} s"}
-    finally:
-        if target is not None:
-            await target.close()
+    target, limits, trips = found.target, found.limits, found.trips
     return ExitCode.OK, {
-        "server": server, "version": str(getattr(target, "version", "")), "effect": target.traits.effect,
+        "server": found.server, "version": str(getattr(target, "version", "")), "effect": target.traits.effect,
         "written": settings.kind == "directory",
         "limits": {"body": limits.body, "decoded": limits.decoded, "ranges": limits.ranges, "blob": limits.blob},
         "round_trip": {"asked": len(trips), "median": round(statistics.median(trips), 6), "worst": round(max(trips), 6)},

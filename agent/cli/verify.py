@@ -45,13 +45,9 @@ async def _verify(settings: Settings, runs: tuple[str, ...], names: tuple[str, .
     from simspool.agent.targets.settings import BUNDLE
     from simspool.agent.truth.known import known_targets
     from simspool.agent.truth.verify import Asked, Verifier, connect
-    from simspool.sdk.errors import ConfigError
 
     spool = settings.open_spool()
-    try:
-        chosen = settings.targets(spool)()
-    except ConfigError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+    chosen = settings.targets_now(spool)
     for name in names:
         if name not in {s.name for s in chosen}:
             raise CommandError(ExitCode.USAGE, f"there is no target {name!r}: there are {', '.join(s.name for s in chosen) or 'none'}")

@@ -16,8 +16,6 @@ from simspool.spool import Locked, Spool
 from simspool.spool.lease import Lease
 from simspool.spool.lock import SpoolLock
 
-_ROUNDS = 20  # looks at what follows from what was just taken in
-
 
 @contextlib.contextmanager
 def open_view(spool: Spool) -> Iterator[Catalog]:
@@ -92,12 +90,6 @@ def _up_to_date(spool: Spool) -> Catalog:
 def _ingest(spool: Spool, catalog: Catalog, *, bury: bool) -> None:
     ingest = Ingest(spool, catalog)
     try:
-        for _ in range(_ROUNDS):
-            ingest.scan()
-            while ingest.read().more:
-                pass
-            ingest.read()  # a second look tells who is silent
-            if not bury or not ingest.bury():
-                return
+        ingest.take_all(bury=bury)
     finally:
         ingest.close()

@@ -16,7 +16,6 @@ from simspool.agent.targets.settings import BUNDLE, TargetSettings
 from simspool.sdk.address import hide
 from simspool.sdk.errors import ConfigError
 from simspool.sdk.tls import client_context, problem
-from simspool.spool import ids
 
 from .findings import Finding, Site, Verdict, shown_size
 
@@ -45,23 +44,15 @@ def targets(site: Site) -> Iterator[Finding]:
 
 
 async def _connected(settings: TargetSettings) -> Finding:
-    from simspool.agent.targets.build import make_target
     from simspool.agent.targets.port import Refused, Unreachable
+    from simspool.agent.targets.probe import probe
 
-    name, target = f"target {settings.name}", None
+    name = f"target {settings.name}"
     where = f"{settings.kind} at {hide(settings.address)}"
     facts: dict[str, Any] = {"kind": settings.kind, "address": hide(settings.address), "required": settings.required}
     missed: Verdict = "fail" if settings.required else "warn"
     try:
-        target = make_target(settings)
-        async with asyncio.timeout(_PATIENCE):
-            server, limits = await target.connect()
-            trips = []
-            for _ in range(_ASKED):
-                began = time.perf_counter()
-                # a run that nobody has: it needs the token, and leaves nothing
-                await target.marks([(ids.to_text(ids.new_id()), ids.to_text(ids.new_id()))])
-                trips.append(time.perf_counter() - began)
+        found = await probe(settings, times=_ASKED, patience=_PATIENCE)
     except (Refused, ConfigError) as error:
         return Finding(name, "fail", f"{where} does not let us in: {error}", f"`agent target test {settings.name}`", facts)
     except Unreachable as error:
@@ -69,13 +60,11 @@ async def _connected(settings: TargetSettings) -> Finding:
         return Finding(name, missed, f"{where} does not answer: {error}", instead, facts)
     except TimeoutError:
         return Finding(name, missed, f"{where} does not answer within {_PATIENCE:.0f} s", "is there a network here?", facts)
-    finally:
-        if target is not None:
-            await target.close()
-    trip = statistics.median(trips)
-    facts |= {"server": server, "round_trip": round(trip, 6), "limits": {"body": limits.body, "ranges": limits.ranges, "blob": limits.blob}}
+    trip, limits = statistics.median(found.trips), found.limits
+    facts |= {"server": found.server, "round_trip": round(trip, 6)}
+    facts |= {"limits": {"body": limits.body, "ranges": limits.ranges, "blob": limits.blob}}
     sizes = f"{shown_size(limits.body)} a request, {shown_size(limits.blob)} a file"
-    text = f"{where} answers in {1000 * trip:.0f} ms and lets us in: {server}, {sizes}"
+    text = f"{where} answers in {1000 * trip:.0f} ms and lets us in: {found.server}, {sizes}"
     return Finding(name, "warn" if trip > _SLOW else "ok", text, "", facts)
 
 

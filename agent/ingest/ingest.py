@@ -33,6 +33,8 @@ MAX_OPEN = 400
 _SETTLED_NS = 2_000_000_000
 _STILLBORN = 3600.0
 _DROPS_EVERY = 5  # looks at living writers
+LOOKS = 20
+"""So often what follows from what was just taken in is looked for: a run that is taken in anew, ends of the dead, what is noted of them."""
 
 
 @dataclass(slots=True)
@@ -412,6 +414,16 @@ class Ingest:
         for followed in self._followed.values():
             followed.tail.close()
         self._own_notes.close()
+
+    def take_all(self, *, bury: bool) -> None:
+        """Take in everything that is in the spool now; with `bury` the ends of the dead too, and what follows from them."""
+        for _ in range(LOOKS):
+            self.scan()
+            while self.read().more:
+                pass
+            self.read()  # a second look tells who is silent
+            if not bury or not self.bury():
+                return
 
     # ------------------------------------------------------------------ the dead
 

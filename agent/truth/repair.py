@@ -180,13 +180,7 @@ class Repairer:
         """Read the whole spool into a catalog, the last words of dead writers included where that may be noted in their runs."""
         ingest = Ingest(self._spool, catalog)
         try:
-            for _ in range(3):
-                ingest.scan()
-                while ingest.read().more:
-                    pass
-                ingest.read()  # a second look tells who is silent
-                if self._dry or not ingest.bury():
-                    return
+            ingest.take_all(bury=not self._dry)
         finally:
             ingest.close()
 
