@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,17 @@ class _Writer:
         return ids.from_text(self.id)
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What the far side lacks of a segment: the bytes from `start` on behind the open descriptor `fd`; `seed` is of its checksums."""
+
+    writer: str
+    number: int
+    start: int
+    fd: int
+    seed: int
+
+
 class Outgoing:
     """Finds what the far side that `server` ("bundle:NAME") stands for lacks of a spool's runs. Confined to one thread.
 
@@ -72,6 +83,7 @@ class Outgoing:
         self._wanted = None if runs is None else frozenset(runs)
         self._plan: dict[str, list[_Writer]] = {}
         self._blobs: dict[str, dict[str, list[str]]] = {}  # run -> digest -> runs that lack it, at the first of these
+        self._files: dict[str, list[str]] = {}
         self._named: set[tuple[str, int]] = set()
         self.problems: dict[str, str] = {}
 
@@ -84,7 +96,7 @@ class Outgoing:
         for row in self._catalog.rows('SELECT run, id, segment, "offset", complete, closed, header FROM writers WHERE segment > 0'):
             if self._wanted is None or row[0] in self._wanted:
                 writers.setdefault(row[0], []).append(row[1:])
-        lacking = self._lacking()
+        lacking = self._files = self._lacking()
         found = []
         for run in sorted(writers.keys() | lacking.keys()):
             if not os.path.isdir(self._spool.run(run).path):
@@ -175,6 +187,28 @@ class Outgoing:
     def _fail(self, run: str, error: Exception) -> None:
         self.problems[run] = getattr(error, "strerror", None) or str(error)
 
+    # ------------------------------------------------------------------ a look ahead
+
+    def files(self, run: str) -> Sequence[str]:
+        """Return the digests of a run's files that the far side lacks."""
+        return self._files.get(run, ())
+
+    def spans(self, run: str) -> Iterator[Span]:
+        """Yield what the far side lacks of a run's segments, each open until the next is asked for. Raises OSError, DamagedSegment."""
+        for writer in self._plan.get(run, []):
+            basis = writer.basis or Position(0, HEAD, "")
+            for file in layout.segments(writer.folder):
+                if file.number < basis.segment:
+                    continue
+                fd, _ = _open(writer.folder, file)
+                try:
+                    if os.fstat(fd).st_size > LIMIT:
+                        raise _too_large(writer.id, file.number, os.fstat(fd).st_size)
+                    start = basis.offset if file.number == basis.segment else HEAD
+                    yield Span(writer.id, file.number, start, fd, segment_header.seed(writer.seed_id, file.number))
+                finally:
+                    os.close(fd)
+
     # ------------------------------------------------------------------ blobs
 
     def blobs(self, run: str, *, verify: bool = True) -> Iterator[tuple[BlobPart, str]]:
@@ -237,7 +271,7 @@ class Outgoing:
                     bound = writer.offset if is_last else os.fstat(fd).st_size
                     end = _frames_end(fd, segment_header.seed(writer.seed_id, file.number), start, bound, seals=False)
                 if end > LIMIT:
-                    raise DamagedSegment(f"segment {file.number} of writer {writer.id} has {end} bytes: it is no segment of simspool's")
+                    raise _too_large(writer.id, file.number, end)
                 if not is_sealed:
                     self._sync(fd, writer.folder, file.number)
                 is_new = basis is None or file.number > basis.segment
@@ -278,6 +312,10 @@ class Outgoing:
             if error.errno != errno.EROFS:
                 raise
         self._named.add((folder, number))
+
+
+def _too_large(writer: str, number: int, size: int) -> DamagedSegment:
+    return DamagedSegment(f"segment {number} of writer {writer} has {size} bytes: it is no segment of simspool's")
 
 
 def _cut(fd: int, whole: SegmentPart) -> Iterator[tuple[SegmentPart, bytes]]:

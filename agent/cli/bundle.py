@@ -67,7 +67,7 @@ def create(
     from simspool.agent.carry.target import add, choose
 
     body = {"runs": list(runs), "folder": folder, "tags": list(tags), "where": where_pairs(where)}
-    chosen = _bundle_settings(settings)
+    chosen = settings.bundles
     try:
         size = parse_size(volume_size) if volume_size is not None else chosen.volume_size
     except ValueError as error:
@@ -77,7 +77,7 @@ def create(
     if not os.path.isdir(place):
         raise CommandError(ExitCode.USAGE, f"there is no folder {place}: make it, or name another one with --output")
     spool = settings.open_spool()
-    present = _targets(settings, spool)
+    present = settings.targets_now(spool)
     target = choose(present, name)
     if target is None:
         target = add(spool, present)
@@ -102,6 +102,8 @@ def _write(
     from simspool.agent.bundles.writing import Written, write_bundle
     from simspool.agent.carry.custody import latest, pinned
     from simspool.agent.carry.outgoing import Outgoing
+    from simspool.agent.leaving.gate import Gate
+    from simspool.agent.leaving.settings import Leaving
     from simspool.spool import ids
 
     server = target.address
@@ -110,19 +112,13 @@ def _write(
         parts = outgoing.runs()
         if not parts:
             return Written(problems=dict(outgoing.problems))
-        _before_leaving(settings, spool, catalog, {part.run for part in parts})
+        leaving = Leaving(settings.config.leaving, settings.config.redact)
+        gate = Gate(spool, leaving, "bundle", lambda text: output.note(output.safe(f"agent: {text}")))
+        gate.let(catalog, outgoing, {part.run for part in parts})
         if not full:
             receipt = (latest(catalog, server) or {}).get("id", "")
             order = replace(order, to=pinned(catalog, server) or "", receipt=receipt if ids.is_id(receipt) else "")
         return write_bundle(spool, outgoing, parts, order, bar.update)
-
-
-def _before_leaving(settings: Settings, spool: Spool, catalog: Any, runs: set[str]) -> None:
-    """What has to be looked at before anything leaves this site is looked at here."""
-    from simspool.agent.leaving import before_leaving
-
-    config = settings.config
-    before_leaving(spool, catalog, runs, config.leaving, config.redact, "bundle", lambda text: output.note(output.safe(f"agent: {text}")))
 
 
 def _say_written(written: Written) -> None:
@@ -188,7 +184,7 @@ def import_(settings: Settings, paths: tuple[str, ...], allow_unsigned: bool) ->
     from simspool.agent.bundles.taking import take
     from simspool.spool import SpoolError
 
-    chosen = _bundle_settings(settings)
+    chosen = settings.bundles
     spool = settings.open_spool(create=True)
     worst = ExitCode.OK
     with _opened(paths, chosen, allow_unsigned) as (bundles, failed), open_view(spool) as catalog:
@@ -261,7 +257,7 @@ def show(settings: Settings, paths: tuple[str, ...], deep: bool, allow_unsigned:
     from simspool.agent.bundles.reading import summary, verify_members
 
     worst = ExitCode.OK
-    with _opened(paths, _bundle_settings(settings), allow_unsigned) as (bundles, failed):
+    with _opened(paths, settings.bundles, allow_unsigned) as (bundles, failed):
         for error in failed:
             output.note(f"agent: {error}")
             worst = max(worst, code_of(error))
@@ -306,10 +302,10 @@ def receipt(settings: Settings, origin: str | None, place: str, sign_key: str | 
     from simspool.agent.bundles.log import origins, receipt_name
     from simspool.agent.carry.receipts import encode, make_receipt
 
-    key_file = sign_key or _bundle_settings(settings).sign_key
+    key_file = sign_key or settings.bundles.sign_key
     key = None if key_file is None else signing.load_key(key_file)
     spool = settings.open_spool()
-    present = _targets(settings, spool)
+    present = settings.targets_now(spool)
     with open_view(spool) as catalog:
         known = origins(spool, catalog)
         wanted = known if origin is None else [one for one in known if one == origin]
@@ -358,10 +354,10 @@ def apply_receipt(settings: Settings, file: str, name: str | None, allow_unsigne
 
     document, signature = _document(file)
     made_by = signing.verify(
-        document, signature, signing.RECEIPT, _bundle_settings(settings).trusted, allow_unsigned=allow_unsigned, what=file
+        document, signature, signing.RECEIPT, settings.bundles.trusted, allow_unsigned=allow_unsigned, what=file
     )
     spool = settings.open_spool()
-    target = choose(_targets(settings, spool), name)
+    target = choose(settings.targets_now(spool), name)
     if target is None:
         raise CommandError(ExitCode.NO_TARGET, 'the spool has no target of kind "bundle": no bundle was made from it')
     try:
@@ -425,18 +421,3 @@ def keygen(settings: Settings, file: str) -> int:
         output.echo(output.safe(f"{file} and {file}.pub: the other side trusts it by the line"))
         output.echo(line)
     return ExitCode.OK
-
-
-def _bundle_settings(settings: Settings) -> BundleSettings:
-    from simspool.agent.bundles.settings import parse
-
-    return parse(settings.config.bundle, settings.config.sources.get("bundle", ""))
-
-
-def _targets(settings: Settings, spool: Spool) -> list[TargetSettings]:
-    from simspool.sdk.errors import ConfigError
-
-    try:
-        return settings.targets(spool)()
-    except ConfigError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None

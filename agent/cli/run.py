@@ -162,8 +162,8 @@ def _relay(settings: Settings, agent: Agent, lenient: bool) -> RelayDuty | None:
     if not settings.config.relay:
         return None
     from simspool.agent.bundles.settings import parse as parse_bundle
+    from simspool.agent.leaving.settings import Leaving
     from simspool.agent.relay.duty import RelayDuty
-    from simspool.agent.relay.sending import Leaving
     from simspool.agent.relay.settings import parse
 
     config = settings.config

@@ -14,13 +14,14 @@ from simspool.agent.carry.receipts import parse_receipt
 from simspool.agent.carry.target import choose
 from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.store import catalog_path
+from simspool.agent.leaving.settings import Leaving
 from simspool.agent.status import count_waiting
 from simspool.agent.targets.settings import TargetSettings
 
 from .keeping import Sayer, keep
 from .place import open_place
 from .receiving import Receiver
-from .sending import Leaving, Means, Sender
+from .sending import Means, Sender
 from .settings import RelaySettings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from simspool.agent.bundles import signing
@@ -25,7 +25,8 @@ from simspool.agent.carry.parts import RunPart
 from simspool.agent.carry.target import add, choose
 from simspool.agent.catalog import Catalog
 from simspool.agent.exit_codes import CommandError
-from simspool.agent.leaving import before_leaving
+from simspool.agent.leaving.gate import Gate
+from simspool.agent.leaving.settings import Leaving
 from simspool.agent.targets.settings import TargetSettings
 from simspool.spool import Spool, atomic, ids
 
@@ -42,8 +43,7 @@ _REFUSALS = 3  # bundles that are refused one after the other, before the next o
 _PENALTY, _LONGEST_PENALTY = 60.0, 3600.0
 _LONGEST_FRUITLESS = 600.0
 _LONG = 600.0  # seconds after which it is said that nobody takes a bundle
-_LARGE = 16 << 20  # bytes of records
-_LOOKED_AT = 600.0  # seconds for which a run that goes on is not searched for secrets again
+_LARGE = 256 << 20  # bytes of records that are to be searched for secrets: about a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,6 @@ class Means:
     view: Callable[[], AbstractContextManager[Catalog]]
     apply: Callable[[bytes, str], Awaitable[Mapping[str, Any]]]
     targets: Callable[[], list[TargetSettings]]
-
-
-@dataclass(frozen=True, slots=True)
-class Leaving:
-    """The `[leaving]` and `[redact]` tables, as they are in the file."""
-
-    table: Mapping[str, Any] = field(default_factory=dict)
-    redact: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Sender:
@@ -85,7 +77,7 @@ class Sender:
         self._not_before = 0.0
         self._aside: dict[str, tuple[int, float]] = {}  # run -> times that it was refused, and until when it waits
         self._served: dict[str, int] = {}  # run -> the bundle, by number, that it had a part in last
-        self._searched: dict[str, float] = {}
+        self._gate: Gate | None = None
         self._deferred: set[str] = set()  # large runs that wait for their turn to be searched
         self._claim: contextlib.ExitStack | None = None
         self._fruitless, self._bore_fruit = 0, True  # bundles in a row of which the receipt said nothing new
@@ -235,7 +227,7 @@ class Sender:
             waits = {run for run, (_, until) in self._aside.items() if until > now}
             wanted = None if not waits else {run for (run,) in catalog.rows("SELECT DISTINCT run FROM writers")} - waits
             outgoing = Outgoing(self._spool, catalog, server, wanted)
-            parts = self._may_leave(catalog, outgoing.runs())
+            parts = self._may_leave(catalog, outgoing, outgoing.runs())
             if not parts:
                 return Written(problems=dict(outgoing.problems))
             weights = _weights(catalog)
@@ -252,32 +244,29 @@ class Sender:
         self._served |= {part.run: self.sent for part in parts[: written.runs]}
         return written
 
-    def _may_leave(self, catalog: Catalog, parts: list[RunPart]) -> list[RunPart]:
-        """Return those that may leave the site; the others stay, and are named. What was searched a while ago is not searched again.
+    def _may_leave(self, catalog: Catalog, outgoing: Outgoing, parts: list[RunPart]) -> list[RunPart]:
+        """Return those that may leave the site; the others stay, and are named.
 
         A large run takes long to search: one of them at a time, and never in the way of a bundle that others can go with now.
         """
-        now = time.monotonic()
-        strict = self._leaving.table.get("secrets") == "refuse"
-        due = {part.run for part in parts if strict or now - self._searched.get(part.run, -math.inf) > _LOOKED_AT}
-        large = [] if strict else [part for part in parts if part.run in due and _is_large(self._spool, part.run)]
-        turn = next((part for part in large if part.run in self._deferred or len(large) == len(parts)), None)
-        self._deferred = {part.run for part in large if part is not turn}
-        found = []
-        for part in parts:
-            if part.run in self._deferred:
-                continue
-            if part.run in due:
-                try:
-                    before_leaving(
-                        self._spool, catalog, {part.run}, self._leaving.table, self._leaving.redact, "relay", self._sayer.say
-                    )  # fmt: skip
-                except CommandError as why:
-                    self._put_aside(part.run, f"run {part.run}: {why}")
-                    continue
-                self._searched[part.run] = now
-            found.append(part)
-        return found
+        if self._gate is None:
+            self._gate = Gate(self._spool, self._leaving, "relay", self._sayer.say)
+        gate = self._gate
+        large = [part.run for part in parts if gate.unseen(outgoing, part.run) > _LARGE]
+        turn = next((run for run in large if run in self._deferred or len(large) == len(parts)), None)
+        self._deferred = {run for run in large if run != turn}
+        parts = [part for part in parts if part.run not in self._deferred]
+        together = [[part] for part in parts] if gate.may_refuse else [parts] if parts else []
+        return [part for some in together if self._leave(gate, catalog, outgoing, some) for part in some]
+
+    def _leave(self, gate: Gate, catalog: Catalog, outgoing: Outgoing, parts: list[RunPart]) -> bool:
+        try:
+            gate.let(catalog, outgoing, {part.run for part in parts})
+        except CommandError as why:
+            for part in parts:
+                self._put_aside(part.run, f"run {part.run}: {why}")
+            return False
+        return True
 
     def _tell(self, written: Written) -> None:
         for run, why in written.problems.items():  # what cannot be read stays lacking there: other than the rest of the run, it may wait
@@ -296,16 +285,6 @@ def _weights(catalog: Catalog) -> dict[str, int]:
     for run, size in catalog.rows("SELECT run, sum(size) FROM artifacts GROUP BY run"):
         found[run] = found.get(run, 0) + (size or 0)
     return found
-
-
-def _is_large(spool: Spool, run: str) -> bool:
-    """Say whether a run has many bytes of records."""
-    total = 0
-    for folder, _, names in os.walk(spool.run(run).writers):
-        for name in names:
-            with contextlib.suppress(OSError):  # it was sealed meanwhile
-                total += os.stat(os.path.join(folder, name)).st_size
-    return total > _LARGE
 
 
 def _penalty(times: int) -> float:

@@ -22,11 +22,12 @@ from simspool.agent.bundles.signing import make_key
 from simspool.agent.carry.receipts import parse_receipt
 from simspool.agent.catalog import Catalog
 from simspool.agent.exit_codes import CommandError
+from simspool.agent.leaving.settings import Leaving
 from simspool.agent.relay import folder
 from simspool.agent.relay.keeping import Sayer
 from simspool.agent.relay.place import Refusal, parse_reason, parse_ssh, reason_text
 from simspool.agent.relay.receiving import Receiver
-from simspool.agent.relay.sending import Leaving, Means, Sender
+from simspool.agent.relay.sending import Means, Sender
 from simspool.agent.relay.settings import RelaySettings, parse
 from simspool.spool import Locked
 

@@ -11,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from recorded import add_file, begin
 
+from simspool.agent.carry.outgoing import Outgoing
+from simspool.agent.carry.parts import Position
+from simspool.agent.catalog import Catalog
 from simspool.agent.cli.view import open_view
 from simspool.agent.exit_codes import CommandError, ExitCode
-from simspool.agent.leaving import Found, Hint, LeavingSettings, before_leaving, check
+from simspool.agent.leaving.gate import Gate
+from simspool.agent.leaving.hint import Hint
+from simspool.agent.leaving.settings import Leaving, LeavingSettings
 from simspool.sdk.errors import ConfigError
 from simspool.sdk.redaction import Redactor
 from simspool.spool import Kind, Spool
@@ -40,19 +45,105 @@ def made(spool: Spool, tmp_path: Path) -> tuple[str, str]:
     return bad, good
 
 
+def let(gate: Gate, spool: Spool, catalog: Catalog, runs: set[str]) -> None:
+    outgoing = Outgoing(spool, catalog, "bundle:x", runs)
+    outgoing.runs()
+    gate.let(catalog, outgoing, runs)
+
+
+def found_in(spool: Spool) -> list[dict[str, str]]:
+    """What the last line of the log has found."""
+    found = json.loads(Path(spool.agent, "leaving.jsonl").read_text().splitlines()[-1])["found"]
+    return [dict(one) for one in found]
+
+
 def test_what_is_found_and_what_is_not(spool: Spool, tmp_path: Path) -> None:
     bad, good = made(spool, tmp_path)
+    said: list[str] = []
     with open_view(spool) as catalog:
-        assert check(spool, catalog, [good]) == []
-        found = check(spool, catalog, [bad, good])
-    assert all(isinstance(one, Found) and (one.run, one.name) == (bad, "bad") for one in found)
-    places = {(one.where.partition(" (record")[0], one.what) for one in found}
+        let(Gate(spool, Leaving(), "bundle", said.append), spool, catalog, {good})
+        assert not said
+        let(Gate(spool, Leaving(), "bundle", said.append), spool, catalog, {bad, good})
+    found = found_in(spool)
+    assert all((one["run"], one["name"]) == (bad, "bad") for one in found)
+    places = {(one["where"].partition(" (record")[0], one["what"]) for one in found}
     assert places == {
         ("metadata 'api_key'", "value of api_key"), ("event", "user in an address"), ("metadata 'password'", "value of password"),
         ("file '.env', line 3", "value of DB_PASSWORD"), ("file 'id', line 1", "private key"),
     }  # fmt: skip
-    assert KEY not in str(found)
-    assert "hunter2" not in str(found)
+    assert len(said) == 5
+    assert KEY not in str(said) + str(found)
+    assert "hunter2" not in str(said) + str(found)
+
+
+def test_what_was_let_go_is_not_looked_at_again_and_what_is_new_is(spool: Spool, tmp_path: Path) -> None:
+    run, writer = begin(spool, "goes on")
+    writer.record(Kind.EVENT, {"message": "password=a1b2c3d4e5"})
+    (tmp_path / ".env").write_text("DB_PASSWORD=k9Jx72mQ0z\n")
+    add_file(spool, run, writer, tmp_path / ".env")
+    said: list[str] = []
+    gate = Gate(spool, Leaving(), "relay", said.append)
+    with open_view(spool) as catalog:
+        let(gate, spool, catalog, {run})
+    assert len(said) == 2
+    with open_view(spool) as catalog:
+        let(gate, spool, catalog, {run})
+    assert len(said) == 2
+    writer.record(Kind.EVENT, {"message": "token=f6g7h8i9j0"})
+    with open_view(spool) as catalog:
+        let(gate, spool, catalog, {run})
+    assert [one["what"] for one in found_in(spool)] == ["value of token"]
+    writer.close({"status": "completed"})
+
+
+def test_what_was_refused_is_looked_at_again(spool: Spool) -> None:
+    run, writer = begin(spool, "bad")
+    writer.record(Kind.EVENT, {"message": "password=a1b2c3d4e5"})
+    writer.close({"status": "completed"})
+    gate = Gate(spool, Leaving({"secrets": "refuse"}), "relay", lambda _: None)
+    for _ in range(2):
+        with open_view(spool) as catalog, pytest.raises(CommandError, match="1 places look like secrets"):
+            let(gate, spool, catalog, {run})
+
+
+def test_what_the_other_side_has_is_not_looked_at(spool: Spool, tmp_path: Path) -> None:
+    """It has left: a bundle carries what is behind a receipt, and that is what is searched."""
+    run, writer = begin(spool, "goes on")
+    writer.record(Kind.EVENT, {"message": "password=a1b2c3d4e5"})
+    with open_view(spool) as catalog:
+        at = catalog.one('SELECT segment, "offset", id FROM writers WHERE run = ?', (run,))
+    assert at is not None
+    writer.record(Kind.EVENT, {"message": "token=f6g7h8i9j0"})
+    writer.close({"status": "completed"})
+    with open_view(spool) as catalog:
+        outgoing = Outgoing(spool, catalog, "bundle:x")
+        outgoing._basis = lambda _: {at[2]: Position(at[0], at[1], "")}  # type: ignore[method-assign]
+        outgoing.runs()
+        Gate(spool, Leaving(), "bundle", lambda _: None).let(catalog, outgoing, {run})
+    assert [one["what"] for one in found_in(spool)] == ["value of token"]
+
+
+@pytest.mark.parametrize("size", [1, 17 << 20, 33 << 20])
+def test_a_secret_is_found_wherever_it_lies_in_a_large_run(spool: Spool, size: int) -> None:
+    """Behind much else, across the pieces in which a segment is read, and behind damage."""
+    run, writer = begin(spool, "large")
+    for number in range(0, size, 1 << 19):
+        writer.record(Kind.EVENT, {"message": f"{number} " + "x" * (1 << 19)})
+    writer.record(Kind.EVENT, {"message": "token=f6g7h8i9j0"})
+    for number in range(0, size, 1 << 19):
+        writer.record(Kind.EVENT, {"message": f"{number} " + "y" * (1 << 19)})
+    writer.record(Kind.EVENT, {"message": "password=a1b2c3d4e5"})
+    writer.close({"status": "completed"})
+    with open_view(spool) as catalog:
+        let(Gate(spool, Leaving(), "bundle", lambda _: None), spool, catalog, {run})
+        assert [one["what"] for one in found_in(spool)] == ["value of token", "value of password"]
+        for path in Path(spool.path).rglob("*.seg"):
+            path.chmod(0o600)
+            with path.open("r+b") as file:
+                file.seek(1024 + 8)
+                file.write(b"\xff" * (1 << 18 if size > 1 else 8))
+        let(Gate(spool, Leaving(), "bundle", lambda _: None), spool, catalog, {run})
+    assert [one["what"] for one in found_in(spool)] == ["value of token", "value of password"]
 
 
 def test_the_policy_decides_and_is_logged(spool: Spool, tmp_path: Path) -> None:
@@ -61,7 +152,7 @@ def test_the_policy_decides_and_is_logged(spool: Spool, tmp_path: Path) -> None:
 
     def leave(**table: object) -> None:
         with open_view(spool) as catalog:
-            before_leaving(spool, catalog, {bad, good}, table, {}, "bundle", said.append)
+            let(Gate(spool, Leaving(table), "bundle", said.append), spool, catalog, {bad, good})
 
     leave()
     assert len(said) == 5
@@ -92,7 +183,7 @@ def test_without_the_log_nothing_leaves(spool: Spool, tmp_path: Path) -> None:
     with open_view(spool) as catalog:
         os.symlink("/etc/passwd", os.path.join(spool.agent, "leaving.jsonl"))
         with pytest.raises(CommandError, match="cannot be written"):
-            before_leaving(spool, catalog, {bad}, {}, {}, "bundle", lambda _: None)
+            let(Gate(spool, Leaving(), "bundle", lambda _: None), spool, catalog, {bad})
 
 
 @pytest.mark.parametrize(
