@@ -78,8 +78,8 @@ def aggregated(
         groups: dict[Any, list[float]] = {}
         for run in wanted:
             for x, y in zip(*_series(points.read(db, run, metric), axis), strict=True):
-                if isinstance(y, (int, float)) and math.isfinite(y) and x == x:
-                    groups.setdefault(x, []).append(float(y))
+                if math.isfinite(number := summaries.as_float(y)) and x == x:
+                    groups.setdefault(x, []).append(number)
         xs = sorted(groups)
         if xs:
             out[metric] = [_aggregate(axis, xs[i], groups[xs[i]]) for i in thin(len(xs), most)]

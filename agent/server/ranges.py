@@ -16,7 +16,7 @@ from simspool.spool.errors import SpoolError
 from simspool.spool.frames import HAS_TIME, HAS_TIMESTAMP, MetricBatch, Record
 from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
 
-from . import columns
+from . import columns, plain
 from .errors import Invalid, TooLarge
 from .points import PointBatch
 
@@ -218,10 +218,14 @@ def json_points(record: Record, wall: int, seconds: float) -> PointBatch:
         raise ValueError("a metric record's step must be an integer and its time a number")
     if stamp is not None and not isinstance(stamp, str) and columns.kind_of(stamp) != "q":
         raise ValueError("a metric record's timestamp must be µs or text")
-    names = tuple(str(n).encode("utf-8", "backslashreplace").decode() for n in values)
+    try:
+        at = float(time)
+    except OverflowError:
+        raise ValueError("a metric record's time is out of range") from None
+    names = tuple(plain.text(name) for name in values)
     types = "".join(columns.kind_of(v) for v in values.values())
-    stamps = None if stamp is None else [stamp]
-    return PointBatch(names, types, [record.seq], [wall], [step], [float(time)], stamps, [[v] for v in values.values()])
+    stamps = None if stamp is None else [plain.text(stamp) if isinstance(stamp, str) else stamp]
+    return PointBatch(names, types, [record.seq], [wall], [step], [at], stamps, [[v] for v in values.values()])
 
 
 def _is_value(value: object) -> bool:

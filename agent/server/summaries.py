@@ -45,7 +45,7 @@ class Summary:
         else:
             kept = []
             for value in values:
-                number = _number(value)
+                number = as_float(value)
                 if math.isfinite(number):
                     kept.append(number)
                 elif number != number:
@@ -95,7 +95,8 @@ def _stamp(stamps: Sequence[Any] | None, at: int) -> int | None:
     return stamp if isinstance(stamp, int) else None
 
 
-def _number(value: Any) -> float:
+def as_float(value: Any) -> float:
+    """Return a value as a float: integers beyond its range as infinite, what is no number as NaN."""
     try:
         return float(value)
     except OverflowError:

@@ -10,6 +10,7 @@ import signal
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import zstandard
@@ -61,6 +62,21 @@ def test_a_whole_run_reads_back_through_the_dialect(live: Any, make: Any) -> Non
     assert server["protocol"] == 1
     marks = live.ok("POST", "/api/simspool/v1/marks", {"writers": [made.writer, "0" * 22]})
     assert marks == {"server": server["server"], "marks": {made.writer: [8, made.chain(8)]}}
+
+
+def test_values_and_times_that_no_float_holds_are_kept_or_refused_by_themselves(live: Any, make: Any) -> None:
+    """A text that is no timestamp is none; integers of any size read back as they are, and average as infinite ones do: not at all."""
+    made = make().start()
+    made.record(Kind.METRICS_JSON, {"values": {"x": 1}, "step": 1, "timestamp": "\ud800"})
+    made.record(Kind.METRICS_JSON, {"values": {"x": 10**400}, "step": 2})
+    made.record(Kind.METRICS_JSON, {"values": {"x": 3}, "step": 3, "time": 10**400})
+    made.record(Kind.METRICS_JSON, {"values": {"x": 4}, "step": 4})
+    (verdict,) = live.drain(made.cut())
+    ok(verdict, made, 5)
+    assert verdict["refused"] == [[4, "a metric record's time is out of range"]]
+    assert live.values(made.run, "x") == [(1, 1), (2, 10**400), (4, 4)]
+    query = urlencode({"runs": json.dumps([made.run]), "metrics": '["x"]', "aggregate": "true", "xaxis": "step"})
+    assert [(p["step"], p["average"]) for p in live.ok("GET", f"/api/metrics?{query}")["x"]] == [(1, 1.0), (4, 4.0)]
 
 
 def test_a_lost_reply_a_recut_and_an_overlap_change_nothing_twice(live: Any, make: Any) -> None:
