@@ -6,8 +6,8 @@
 
 The specimens are valid ones, changed in their bytes and in what they say (with checksums made right again, so that what is behind them is
 reached). Each input must end in a value or in an error that is documented for its parser, within --patience seconds, and without
-the process growing by more than --growth MiB. A child does the work under RLIMIT_AS; it notes which input it is at, and the parent kills
-one that does not get on. Input n of a seed is always the same.
+the process growing by more than --growth MiB; and one in a thousand must end in a value, else the specimens are no good. A child does the
+work under RLIMIT_AS; it notes which input it is at, and the parent kills one that does not get on. Input n of a seed is always the same.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def work(parser: str, seed: int, first: int, inputs: int, seconds: float, note: 
     subject = _subject(parser, folder)
     make, run, documented = subject.make, subject.run, subject.documented
     outcomes: Counter[str] = Counter()
+    values = 0
     faults: dict[str, dict[str, Any]] = {}
     base, worst, worst_at, peak = 0, 0.0, first, 0
     began = time.monotonic()
@@ -74,6 +75,7 @@ def work(parser: str, seed: int, first: int, inputs: int, seconds: float, note: 
         _AT.pack_into(note, 0, n, at)
         try:
             outcomes[run(given)] += 1
+            values += 1
         except documented as error:
             outcomes[type(error).__name__] += 1
         except Exception as error:  # what is not documented is what is looked for
@@ -96,6 +98,8 @@ def work(parser: str, seed: int, first: int, inputs: int, seconds: float, note: 
             if len(faults) >= _MOST_FAULTS or "memory" in faults or (seconds and time.monotonic() - began > seconds):
                 break
     shutil.rmtree(folder, ignore_errors=True)
+    if n - first >= _WARM and values * 1000 < n - first and not faults:
+        faults["specimens"] = {"input": n, "trace": f"only {values} inputs ended in a value: what is behind the first look was not reached"}
     return {
         "inputs": n + 1 - first, "outcomes": outcomes, "faults": faults, "seconds": time.monotonic() - began, "worst": worst,
         "worst_at": worst_at,

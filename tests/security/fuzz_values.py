@@ -32,7 +32,7 @@ from simspool.sdk.server_source import ServerSource
 from simspool.spool import InvalidRecord, alert_definition, alert_expression, control, ids, open_spool, run_filter
 from simspool.spool.errors import SpoolError
 
-RUN, WRITER, DIGEST = "01" * 16, "02" * 16, "ab" * 32
+RUN, WRITER, DIGEST = "0351kCGS8SuAkzniyGMTpR", "0351kCGSr8BR5tWlzOy3LX", "ab" * 32
 _FILE = File(DIGEST, DIGEST, 3, RUN, WRITER, 1, "name", "output", "text/plain")
 _RANGE = Range(RUN, WRITER, 1, 10, b"x" * 50, 77, 1, 2000)
 _RUN_THERE = {
@@ -216,7 +216,7 @@ class ReceiptSubject:
         except (ImportError, AttributeError) as error:
             raise SystemExit(f"no receipts to parse here: {error}") from None
         self._good = {
-            "simspool-receipt": 1, "id": "05" * 16, "for": "06" * 16, "from": "07" * 16, "at": 1_700_000_000.5,
+            "simspool-receipt": 1, "id": WRITER, "for": RUN, "from": WRITER, "at": 1_700_000_000.5,
             "targets": [{"name": "server", "kind": "simspool", "server": "id", "required": True}],
             "runs": {RUN: {
                 "custody": {WRITER: [1, 2000, DIGEST, True]}, "files": [DIGEST], "delivered": {WRITER: [10, 77]}, "stored": [DIGEST],
@@ -247,7 +247,7 @@ _ALERTS: tuple[dict[str, Any], ...] = (
     "runs": 'folder=/a tag=x name="o *" metadata.k=v'},
     {"name": "slow", "source": "metrics", "rule": "no progress", "window": 60.0},
 )  # fmt: skip
-_REQUEST = {"id": "05" * 16, "reason": "r", "by": "user", "alert": None, "sticky": False, "writers": [WRITER], "at": {"wall": 1, "boot": 2,
+_REQUEST = {"id": WRITER, "reason": "r", "by": "user", "alert": None, "sticky": False, "writers": [WRITER], "at": {"wall": 1, "boot": 2,
 "boot_id": "0"}}
 _TEXTS = ("loss is above 3 over 5s", "loss=(\\S+) lr=(?P<lr>[0-9.]+)", "energy := E\\s*=\\s*(?P<energy>\\S+)", "{step} loss {loss}",
 "preset:lammps")

@@ -32,7 +32,8 @@ class Broken:
             raise KeyError("x")
         if self.what == "2":
             time.sleep(60)
-        self.kept.append(b"x" * 100_000)
+        if self.what == "3":
+            self.kept.append(b"x" * 100_000)
         raise ValueError
 
 
@@ -53,10 +54,10 @@ def test_changed_specimens_end_in_a_value_or_a_documented_error(parser: str) -> 
 
 
 def test_the_command_notices(tmp_path: Path) -> None:
-    """A parser that raises what it does not document, hangs, or takes the memory, is named with its input."""
+    """A parser that raises what it does not document, hangs, or takes the memory, is named with its input; and one that takes nothing."""
     script = tmp_path / "broken.py"
     script.write_text(BROKEN)
-    for seed, expected in (("1", "KeyError"), ("2", "hangs"), ("3", "memory")):
+    for seed, expected in (("1", "KeyError"), ("2", "hangs"), ("3", "memory"), ("4", "specimens")):
         done = subprocess.run(
             [sys.executable, str(script), str(FUZZ.parent), "--parser", "frames", "--inputs", "20000", "--seed", seed, "--patience", "1",
             "--growth", "32"],
