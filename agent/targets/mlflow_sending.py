@@ -134,8 +134,9 @@ class Sender:
             await self._put_alerts(entry, there, state)
         marks = {MARK + sent.writer: mark_text(sent.last, sent.chain_after) for n, sent in enumerate(chosen) if fresh[n]}
         requests = self._requests(there, left, made, state, marks)
-        if not await self._log_all(entry, requests, told):
-            return [self._in_bin(entry)] * len(ranges)
+        for request in requests:
+            if not await self._log(entry, request, told):
+                return [self._in_bin(entry)] * len(ranges)
         for request in requests:
             for key in (*request.params, *request.tags):
                 if key in told.keys:
@@ -229,21 +230,6 @@ class Sender:
             return await self._log(entry, request, told, body)
         except Exception as error:  # noqa: BLE001 - raised by who waits
             return error
-
-    async def _log_all(self, entry: Entry, requests: Sequence[_Request], told: _Told) -> bool:
-        """Send batches, a few at a time: the order of points means nothing to MLflow. The last one, which has the marks, waits for all."""
-        at = 0
-        while at < len(requests):
-            some = requests[at : at + _AT_ONCE] if at < len(requests) - 1 else requests[at:]
-            some = some[:-1] if len(some) > 1 and at + len(some) == len(requests) else some
-            done = await asyncio.gather(*(self._log(entry, request, told) for request in some), return_exceptions=True)
-            for one in done:
-                if isinstance(one, BaseException):
-                    raise one
-            if not all(done):
-                return False
-            at += len(some)
-        return True
 
     async def _log(self, entry: Entry, request: _Request, told: _Told, body: bytes = b"") -> bool:
         """Send a batch (`body`, where that is made already), in parts where the server does not take it whole.
