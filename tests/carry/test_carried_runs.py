@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,6 @@ ALERT = {
     "id": ids.to_text(ids.new_id()), "name": "high", "source": "metrics", "notification": "all", "abort": True, "by": "script",
     "alert": {"metric": "loss", "rule": "is above", "threshold": 1.0, "window": 1, "frequency": 1, "aggregation": "at least one"},
 }  # fmt: skip
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Side]:
-    with Side(tmp_path / "origin") as made:
-        yield made
 
 
 @pytest.fixture

@@ -22,19 +22,8 @@ from simspool.agent.carry import carried, outgoing
 from simspool.agent.carry.carried import Carried
 from simspool.agent.carry.incoming import Incoming
 from simspool.agent.carry.parts import HEAD, NotTaken, Position, RunPart, SegmentPart
-from simspool.spool import Kind, Locked, Spool, Writer, atomic, ids, layout, open_spool, segment
+from simspool.spool import Kind, Locked, Spool, Writer, atomic, ids, layout, segment
 from simspool.spool.segment_header import Drop
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Side]:
-    with Side(tmp_path / "origin") as made:
-        yield made
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Spool:
-    return open_spool(tmp_path / "far", create=True)
 
 
 def rotate(writer: Writer) -> None:

@@ -15,20 +15,9 @@ from sides import Side
 from simspool.agent.carry import carried
 from simspool.agent.carry.incoming import Incoming
 from simspool.agent.carry.parts import NotTaken
-from simspool.spool import Spool, ids, open_spool
+from simspool.spool import Spool, ids
 
 OTHER = ids.to_text(ids.new_id())
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Side]:
-    with Side(tmp_path / "origin") as made:
-        yield made
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Spool:
-    return open_spool(tmp_path / "far", create=True)
 
 
 def with_files(origin: Side, tmp_path: Path) -> tuple[list[str], str]:

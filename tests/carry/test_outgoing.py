@@ -17,12 +17,6 @@ from simspool.spool import Kind, Writer, frames, layout, segment_header
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Side]:
-    with Side(tmp_path / "origin") as made:
-        yield made
-
-
-@pytest.fixture
 def far(tmp_path: Path) -> Iterator[Side]:
     with Side(tmp_path / "far") as made:
         made.serves(A)

@@ -28,12 +28,6 @@ BY_RECORD = TargetSettings("b", "mlflow", "http://b")
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Side]:
-    with Side(tmp_path / "origin") as made:
-        yield made
-
-
-@pytest.fixture
 def far(tmp_path: Path) -> Iterator[Side]:
     with Side(tmp_path / "far") as made:
         made.serves(A, B, BY_RECORD)

@@ -10,25 +10,11 @@ import pytest
 import sqlite_utils  # noqa: F401 - loaded here, so that not every catalog of a test needs a child process
 from command import Command
 from own_state import own_state  # noqa: F401 - autouse
-from real_server import RealServer
-
-from simspool.spool import Spool, open_spool
+from two_spools import far, origin, server  # noqa: F401 - fixtures
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `ssh_server` and `hop`
 
 from ssh_server import SshServer
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Spool:
-    """The spool that records."""
-    return open_spool(tmp_path / "origin", create=True)
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Spool:
-    """The spool on the other side."""
-    return open_spool(tmp_path / "far", create=True)
 
 
 @pytest.fixture
@@ -37,13 +23,6 @@ def place(tmp_path: Path) -> Path:
     path = tmp_path / "place"
     path.mkdir(mode=0o700)
     return path
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RealServer]:
-    """A real server, which only the far side is told of."""
-    with RealServer(tmp_path / "data") as found:
-        yield found
 
 
 @pytest.fixture
