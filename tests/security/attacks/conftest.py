@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from own_state import own_state  # noqa: F401 - autouse
 from shared_fixtures import server, spool  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `held_connections`
 
 OTHER = 12345  # a user who is not us
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import held_connections
 import pytest
 from real_server import RealServer, agent
 from recorded import whole
@@ -185,6 +186,13 @@ def test_a22_who_only_holds_connections_loses_them(small: RealServer, first: byt
     finally:
         for one in held:
             one.close()
+
+
+def test_a22_a_spool_is_sent_beside_connections_that_are_only_held(tmp_path: Path) -> None:
+    """A short run of the command; the long one is docs/security.md's."""
+    found = held_connections.play(600, 3, tmp_path)
+    assert not found.wrong
+    assert found.opened >= 600
 
 
 @pytest.mark.parametrize(
