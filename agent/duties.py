@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from .reach import Reach
+
 if TYPE_CHECKING:
     from .app import Agent
 
@@ -27,6 +29,7 @@ class SpoolDuties:
         self._agent = agent
         self._tasks: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
+        self._reach = Reach(agent)
         self._problem = ""
 
     @property
@@ -53,6 +56,7 @@ class SpoolDuties:
                     if task.done():
                         self._agent.check(task)
         finally:
+            self._reach.stop()
             await self._end()
 
     async def turn(self) -> None:
@@ -75,6 +79,7 @@ class SpoolDuties:
         elif not held and self._tasks:
             await self._end()
             agent.report("another agent has the spool's lease now: it sends, this one looks after its own host")
+        self._reach.look()
 
     def _say(self, problem: str) -> None:
         if problem and problem != self._problem:

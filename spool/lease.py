@@ -95,7 +95,9 @@ class Lease:
         self.floor = 0
         self.highest = 0  # the highest generation that was seen
         self.holder: Holder | None = None  # who has it, as the last look found; None where nobody does, or that cannot be read
+        self.holder_reaches = True  # whether the holder, as the last look found, reaches what it is to send to
         self.is_wanted = False  # by another agent, of this one
+        self.reaches = True  # said to others while it is held
         self._beats, self._beat_at, self._held_since = 0, 0.0, 0.0
         self._seen: tuple[int, bytes] = (0, b"")
         self._silent, self._looked = 0.0, clock()
@@ -172,7 +174,7 @@ class Lease:
         self._silent = self._silent + passed if key == self._seen else 0.0
         self._seen = key
         body = _lines(raw)[_MINE]
-        self.holder = Holder.of(body)
+        self.holder, self.holder_reaches = Holder.of(body), body.get("reaches") is not False
         if self._wants is not None:
             self._wants += passed
         if body.get("released"):
@@ -204,7 +206,8 @@ class Lease:
     def _renew(self) -> None:
         now = self._clock()
         self._beats += 1
-        self._write(self.mine, _MINE, {"generation": self.mine, **self.me.body(), "beat": self._beats})
+        said = {} if self.reaches else {"reaches": False}
+        self._write(self.mine, _MINE, {"generation": self.mine, **self.me.body(), "beat": self._beats, **said})
         self._beat_at = now
 
     def want(self) -> None:
@@ -215,6 +218,11 @@ class Lease:
                 generation = self._find_highest()
                 if generation:
                     self._write(generation, _WANTED, {"wanted": self.me.id})
+
+    def want_no_more(self) -> None:
+        """Ask no more: whoever has it may keep it."""
+        with self._lock:
+            self._wants = None
 
     def release(self) -> None:
         """Give it back: the next one need not wait. Harmless when it is not held. After that, others go first for a time."""

@@ -18,8 +18,8 @@ from simspool.agent.leaving.settings import Leaving
 from simspool.agent.status import count_waiting
 from simspool.agent.targets.settings import TargetSettings
 
-from .keeping import Sayer, keep
-from .place import open_place
+from .keeping import FAILURES, Sayer, keep
+from .place import open_place, prefix_of
 from .receiving import Receiver
 from .sending import Means, Sender
 from .settings import RelaySettings
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SOON = 1.0  # seconds between looks for what arrives
 _AFTER_FAULT = 60.0
+_LONG = 20.0  # s for the answer of a place
 
 
 class RelayDuty:
@@ -56,6 +57,21 @@ class RelayDuty:
     def sends(self) -> bool:
         """Whether it sends."""
         return self._settings.send is not None
+
+    async def reaches(self) -> bool:
+        """Try whether the place that it sends to is there."""
+        settings = self._settings
+        assert settings.send is not None
+        place = open_place(settings.send, settings.ssh_key, settings.known_hosts)
+        try:
+            async with asyncio.timeout(_LONG):
+                await place.waiting(prefix_of(self._agent.spool))
+        except (*FAILURES, TimeoutError):
+            return False
+        else:
+            return True
+        finally:
+            await place.close()
 
     def waiting(self) -> int:
         """Return how many records and files are not delivered by it yet, in the agent's worker thread."""
