@@ -57,8 +57,8 @@ class Taken:
         return {**asdict(self), "nothing_new": self.nothing_new, "exit_code": int(self.exit_code)}
 
 
-def take(bundle: Bundle, spool: Spool, catalog: Catalog, progress: Callable[[int, int], None]) -> Taken:
-    """Put what is in a bundle into the spool; `progress` is told the bytes done, and of how many.
+def take(bundle: Bundle, spool: Spool, catalog: Catalog, progress: Callable[[int, int], None], via: str = "bundle") -> Taken:
+    """Put what is in a bundle into the spool; `progress` is told the bytes done, and of how many; `via` is noted in new runs.
 
     Safe to repeat, and to be killed anywhere; works beside a running agent. Raises BundleRefused for a bundle that is not for this spool,
     or has no room here, Locked while another import goes on, OSError where the disk refuses.
@@ -72,7 +72,7 @@ def take(bundle: Bundle, spool: Spool, catalog: Catalog, progress: Callable[[int
             "`agent bundle create --full`"
         )
     _check_room(bundle, spool)
-    with workers() as pool, Incoming(spool, manifest.origin, via="bundle", pruned=_pruned(catalog)) as incoming:
+    with workers() as pool, Incoming(spool, manifest.origin, via=via, pruned=_pruned(catalog)) as incoming:
         return _Taking(bundle, incoming, pool, progress).run()
 
 

@@ -120,7 +120,7 @@ class Receiver:
             if os.path.islink(path):
                 raise NotADirectoryError(20, "it is a link", path)
             with open_bundle(path, self._bundle.trusted, allow_unsigned=self._allow_unsigned) as bundle, self._view() as catalog:
-                taken = take(bundle, self._spool, catalog, lambda *_: None)
+                taken = take(bundle, self._spool, catalog, lambda *_: None, via="relay")
         except (NoRoom, NewerFormat, Locked) as why:
             self._wait(name, str(why), found, code_of(why))
             return False

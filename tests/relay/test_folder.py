@@ -15,6 +15,7 @@ from real_server import agent as run_agent
 from recorded import add_file, begin, fill, whole
 from sides import Side
 
+from simspool.agent.carry import carried
 from simspool.spool import Kind, Spool
 
 
@@ -123,6 +124,7 @@ def test_custody_is_not_delivery(origin: Spool, far: Spool, place: Path, agent: 
         assert (done["state"], done["records_left"]) == ("custody", done["records"])
         [late] = agent.lines("relay", "send", place, "--spool", origin.path, "--once", "--every", "0.3", "--timeout", "2", code=7)
         assert (late["state"], late["bundles"]) == ("timeout", 0)
+    assert {carried.read(far.run(run)).via for run in far.run_ids()} == {"relay"}  # type: ignore[union-attr]
 
 
 def test_an_altered_bundle_is_refused_and_made_again(origin: Spool, far: Spool, place: Path, agent: Command) -> None:
