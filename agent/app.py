@@ -142,7 +142,8 @@ class Agent:
                 self.lease.turn()
             self.journal = Journal(self.spool, self.catalog, lease=self.lease)
             self.ingest = Ingest(
-                self.spool, self.catalog, report=self.report, turn=self._worker_turn, notes=self.notes, learn=self._learn
+                self.spool, self.catalog, report=self.report, turn=self._worker_turn, notes=self.notes, learn=self._learn,
+                judges_others=lambda: self.lease.is_fresh,
             )
             self.inboxes = Inboxes(self.spool, self.ingest.unended_runs, self._copied, self.report, lambda: self.lease.is_fresh)
             self._finish()

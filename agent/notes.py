@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from simspool.sdk.provenance import scheduler
 from simspool.spool import Durability, InvalidRecord, Kind, Origin, Spool, Writer, ids
 from simspool.spool.writer import Gate
 
@@ -61,7 +62,7 @@ class RunNotes:
             except (OSError, InvalidRecord) as error:
                 self.last_error = str(error)
                 return None
-            if not writer.record(Kind.ATTACH, {"reason": "agent"}):
+            if not writer.record(Kind.ATTACH, {"reason": "agent", **scheduler()}):
                 self.last_error = writer.last_error
                 writer.close()
                 return None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from simspool.sdk.provenance import scheduler
 from simspool.sdk.validation import check_metric_name
 from simspool.spool import Drop, Durability, InvalidRecord, Kind, Origin, Spool, SpoolError, UnreadableFile, Writer, blobs, ids, pressure
 from simspool.spool.blobs import Blob
@@ -273,7 +274,7 @@ class RunInbox:
         """Record how far every file is, where all of them are known: then the writers before this one need not be asked again."""
         known = self._telling and not self._earlier() and all(file.is_open() for file in self._files.values())
         files = list(self._files.values()) if known else []
-        body = {"reason": "inbox"} | ({"files": len(files), "after": self._telling} if known else {})
+        body = {"reason": "inbox", **scheduler()} | ({"files": len(files), "after": self._telling} if known else {})
         kept = writer.record(Kind.ATTACH, body) and all(writer.record(Kind.INBOX, file.position(None).body()) for file in files)
         self._telling = [*(() if known and kept else self._telling), writer.id_text]
         return kept

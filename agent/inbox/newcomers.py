@@ -13,6 +13,7 @@ from typing import Any
 
 from simspool.sdk import process_tree
 from simspool.sdk import validation as check
+from simspool.sdk.provenance import scheduler
 from simspool.spool import InvalidRecord, Kind, Origin, RunFolder, Spool, Writer, atomic, ids
 from simspool.spool.process import this_host
 
@@ -121,7 +122,7 @@ class Newcomers:
             run.writers, ids.from_text(run.id), origin=Origin.of_run(run.info()),
             holder=None if found is None else (found.pid, found.start_ticks),
         )  # fmt: skip
-        kept = found is not None or writer.record(Kind.ATTACH, {"reason": "inbox"})
+        kept = found is not None or writer.record(Kind.ATTACH, {"reason": "inbox", **scheduler()})
         kept = kept and writer.record(Kind.RUN, record | ({"proxy": True} if found is not None else {}))
         writer.sync()
         if found is None:

@@ -8,8 +8,10 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from simspool.agent.carry.carried import CarriedRuns
 from simspool.agent.catalog import Catalog
@@ -58,17 +60,18 @@ class Ingest:
     anything of them.
 
     Where the catalog fails (sqlite3.Error), a pass has no effect at all: positions in memory go back to the stored ones. `learn` is called
-    before runs that are gone are taken for lost: another host's agent may have journaled that it pruned them.
+    before runs that are gone are taken for lost: another host's agent may have journaled that it pruned them. `judges_others`: whether this
+    agent closes what processes of other hosts left.
     """
 
     def __init__(
         self, spool: Spool, catalog: Catalog, *, report: Callable[[str], None] = lambda _: None, turn: Callable[[], None] = lambda: None,
-        notes: RunNotes | None = None, learn: Callable[[], object] = lambda: None,
+        notes: RunNotes | None = None, learn: Callable[[], object] = lambda: None, judges_others: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.spool, self.catalog = spool, catalog
         self.carried = CarriedRuns(spool)
         self._own_notes = RunNotes(spool)
-        self.survivors = Survivors(spool, notes or self._own_notes)
+        self.survivors = Survivors(spool, notes or self._own_notes, judges_others=judges_others)
         self._turn, self._learn = turn, learn
         self._tell: Callable[[list[tuple[str, str]]], None] = lambda _: None
         self.newer: set[str] = set()
@@ -454,7 +457,22 @@ class Ingest:
         """Whether no more comes of a writer. Of one that was carried here, its origin says so, and no process of this host matters."""
         if self.carried.is_carried(followed.run):
             return self.carried.is_final(followed.run, followed.writer)
-        return is_alive(header) is False
+        lives = is_alive(header)
+        if lives is not None:
+            return not lives
+        at = (followed.tail.segment, followed.tail.offset)
+        over = not followed.closed and self.survivors.is_over_elsewhere(
+            followed.run, followed.writer, followed.role, header, at, partial(self._state_now, followed.run)
+        )
+        if over:
+            followed.tail.close()  # a network disk shows what was written before a file was closed to who opens it after that
+        return over
+
+    def _state_now(self, run: str) -> Mapping[str, Any]:
+        try:
+            return self._summary.state(run)
+        finally:
+            self._summary.forget()
 
     def _bury(self, followed: Followed) -> bool:
         if not followed.trusted and not is_as_taken(self.catalog, followed):

@@ -11,9 +11,10 @@ from simspool.agent.notes import RunNotes
 from simspool.sdk.process_exit import exit_of_zombie
 from simspool.spool import Kind, RunFolder, Spool, SpoolError, Tail, control, runstate
 from simspool.spool.frames import Record
-from simspool.spool.process import this_host
+from simspool.spool.process import is_alive, this_host
 from simspool.spool.segment_header import SegmentHeader
 
+from .elsewhere import Elsewhere
 from .memory import out_of_memory
 from .slurm import Job, JobState, Slurm
 from .verdict import Evidence, judge, survivor_body
@@ -32,9 +33,12 @@ class Survivors:
     Alone (a command that looks once) it waits for what the scheduler says; attended by a running agent it comes back later.
     """
 
-    def __init__(self, spool: Spool, notes: RunNotes, *, slurm: Slurm | None = None) -> None:
+    def __init__(
+        self, spool: Spool, notes: RunNotes, *, slurm: Slurm | None = None, judges_others: Callable[[], bool] = lambda: False
+    ) -> None:  # fmt: skip
         self._spool, self._notes = spool, notes
         self._slurm = slurm or Slurm()
+        self._elsewhere = Elsewhere(self._slurm, judges_others)
         self._watch: ProcessWatch | None = None
         self._ready: Callable[[str], None] | None = None
         self._noted: dict[str, float] = {}  # runs, monotonic s
@@ -42,6 +46,13 @@ class Survivors:
     def attend(self, watch: ProcessWatch | None, ready: Callable[[str], None] | None) -> None:
         """Use a running agent's process watch. `ready(writer)`, called in any thread, says that a pending writer can be declared."""
         self._watch, self._ready = watch, ready
+        self._elsewhere.ready = ready
+
+    def is_over_elsewhere(
+        self, run: str, writer: str, role: str | None, header: SegmentHeader, at: tuple[int, int], state: Callable[[], Mapping[str, Any]]
+    ) -> bool:  # fmt: skip
+        """Say whether a process of another host is gone, as far as its job tells. `at` is how far it was read."""
+        return self._elsewhere.is_over(writer, at, lambda: self._job(run, writer, role, header, state())) is not None
 
     def declare(self, run: str, writer: str, role: str | None, header: SegmentHeader, last: int, state: Mapping[str, Any]) -> str | None:
         """Record that a writer ended without a close record: its status, the reason, the evidence. `last` is its last sequence.
@@ -75,6 +86,8 @@ class Survivors:
     # ------------------------------------------------------------------ evidence
 
     def _gather(self, run: str, writer: str, role: str | None, header: SegmentHeader, state: Mapping[str, Any]) -> Evidence | None:
+        if is_alive(header) is None:
+            return self._gather_elsewhere(run, writer, role, header, state)
         rebooted = header.boot_id != this_host().boot_id
         death: Death | None = None
         if self._watch is not None and not rebooted:
@@ -103,6 +116,13 @@ class Survivors:
             rebooted=rebooted,
             ended=None if death is None else (death.boot - header.origin_boot) / 1e9,
         )
+
+    def _gather_elsewhere(
+        self, run: str, writer: str, role: str | None, header: SegmentHeader, state: Mapping[str, Any]
+    ) -> Evidence | None:  # fmt: skip
+        job = self._job(run, writer, role, header, state)
+        answer = None if job is None else self._ask(job, writer)
+        return None if answer is None else Evidence(header, job=answer, abort=self._abort(run, writer, header, state), elsewhere=True)
 
     def _ask(self, job: Job, writer: str) -> JobState | None:
         if self._ready is None:

@@ -37,6 +37,7 @@ ENDS = {
 }
 _GOING_ON = frozenset({"RUNNING", "CONFIGURING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
 _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+_ENDED = frozenset({"COMPLETED", "FAILED"})
 _ID = re.compile(r"[0-9]{1,10}\Z")
 
 
@@ -85,6 +86,11 @@ class JobState:
     def is_end(self) -> bool:
         """Whether Slurm ended the job."""
         return self.state in ENDS
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its processes are gone, whoever ended them: Slurm kills what is left of a job."""
+        return self.is_end or self.state in _ENDED
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as evidence."""

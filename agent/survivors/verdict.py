@@ -17,7 +17,8 @@ from .slurm import ENDS, JobState
 class Evidence:
     """What is known of a process that is gone without a close record.
 
-    `abort`: the agent's own record of having stopped it. `rebooted`: the host has booted since. `ended`: run seconds, where it was seen.
+    `abort`: the agent's own record of having stopped it. `elsewhere`: it was of another host, and its job is over. `rebooted`: the host
+    has booted since. `ended`: run seconds, where it was seen.
     """
 
     header: SegmentHeader
@@ -25,6 +26,7 @@ class Evidence:
     oom: OutOfMemory | None = None
     job: JobState | None = None
     abort: Mapping[str, Any] | None = None
+    elsewhere: bool = False
     rebooted: bool = False
     ended: float | None = None
 
@@ -53,6 +55,9 @@ def judge(found: Evidence) -> Verdict:
         return _exit(found.exit)
     if found.rebooted:
         return Verdict("terminated", "rebooted", "the machine was booted while it ran")
+    if found.elsewhere and found.job is not None:
+        over = f"Slurm job {found.job.job} is over ({found.job.state})"
+        return Verdict("lost", "job-over", f"{over}, and nothing says how this process ended")
     return Verdict("lost", "process-gone", "its process is gone; nothing says why")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from simspool.spool import Durability, Kind, Spool, Writer, blobs, ids
+from simspool.spool import Durability, Kind, Spool, Tail, Writer, blobs, ids
+from simspool.spool.frames import Record
 
 
 def begin(spool: Spool, name: str = "run", **fields: object) -> tuple[str, Writer]:
@@ -52,12 +54,12 @@ def whole(spool: Spool, name: str = "run", points: int = 100, events: int = 3, *
     return run
 
 
-def killed(spool: Spool, name: str = "killed", points: int = 100) -> str:
+def killed(spool: Spool, name: str = "killed", points: int = 100, **fields: object) -> str:
     """Record a run in a child process that is killed before it closes."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        run, writer = begin(spool, name)
+        run, writer = begin(spool, name, **fields)
         fill(writer, points)
         os.write(write, run.encode())
         os.kill(os.getpid(), 9)
@@ -66,3 +68,13 @@ def killed(spool: Spool, name: str = "killed", points: int = 100) -> str:
     os.close(read)
     os.close(write)
     return run
+
+
+def survivors(spool: Spool, run: str) -> list[dict[str, Any]]:
+    """Return what agents recorded of a run's dead writers."""
+    found: list[dict[str, Any]] = []
+    folder = spool.run(run)
+    for writer in folder.writer_ids():
+        with Tail(folder.writer(writer), run) as tail:
+            found += [i.body for c in tail.read() for i in c.items if isinstance(i, Record) and i.kind == Kind.SURVIVOR and i.body]
+    return found

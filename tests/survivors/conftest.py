@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from victims import Site, Victim
 
+from simspool.agent.survivors import declare
+from simspool.spool import Spool, open_spool, process
+from simspool.spool.process import Host, this_host
+
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -37,3 +41,23 @@ def victim(site: Site) -> Iterator[Callable[..., Victim]]:
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the session's own."""
     return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    return open_spool(tmp_path / "spool", create=True)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Look from a host that differs in one thing."""
+
+    def look(**different: Any) -> None:
+        here = this_host()
+        parts = {"name": here.name, "boot_id": here.boot_id, "pid_namespace": here.pid_namespace, "machine": here.machine, **different}
+        moved = Host(**parts)
+        for module in (process, declare):
+            monkeypatch.setattr(module, "this_host", lambda: moved)
+
+    return look

@@ -8,36 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded import begin, fill, killed
+from recorded import begin, fill, killed, survivors
 
 from simspool.agent.catalog import Catalog
 from simspool.agent.ingest import Ingest
 from simspool.agent.notes import RunNotes
 from simspool.agent.status import show_run
 from simspool.sdk import Client
-from simspool.spool import Kind, Spool, Tail, Writer, control, ids, open_spool, process
-from simspool.spool.frames import Record
-from simspool.spool.process import Host, this_host
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    return open_spool(tmp_path / "spool", create=True)
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Look from a host that differs in one thing."""
-
-    def look(**different: Any) -> None:
-        here = this_host()
-        parts = {"name": here.name, "boot_id": here.boot_id, "pid_namespace": here.pid_namespace, "machine": here.machine, **different}
-        moved = Host(**parts)
-        for module in (process, __import__("simspool.agent.survivors.declare", fromlist=["declare"])):
-            monkeypatch.setattr(module, "this_host", lambda: moved)
-
-    return look
+from simspool.spool import Kind, Spool, Writer, control, ids
 
 
 def look_once(spool: Spool) -> Catalog:
@@ -50,15 +28,6 @@ def look_once(spool: Spool) -> Catalog:
         ingest.bury()
     ingest.close()
     return catalog
-
-
-def survivors(spool: Spool, run: str) -> list[dict[str, Any]]:
-    found = []
-    folder = spool.run(run)
-    for writer in folder.writer_ids():
-        with Tail(folder.writer(writer), run) as tail:
-            found += [i.body for c in tail.read() for i in c.items if isinstance(i, Record) and i.kind == Kind.SURVIVOR and i.body]
-    return found
 
 
 def test_a_run_from_before_the_boot_is_terminated(spool: Spool, elsewhere: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,12 +38,12 @@ class Lab:
         self.script.write_text(SCRIPT)
         self._count = 0
 
-    def submit(self, *options: str, index: int = 0) -> tuple[str, str, int]:
-        """Begin a run in a job; returns (job, run, pid)."""
+    def submit(self, *options: str, index: int = 0, before: str = "") -> tuple[str, str, int]:
+        """Begin a run in a job, its script started by `before`; returns (job, run, pid)."""
         self._count += 1
         place = self.site.folder / f"job{self._count}"
         batch = self.site.folder / f"job{self._count}.sh"
-        batch.write_text(f"#!/bin/sh\nexec {sys.executable} {self.script} {place}\n")
+        batch.write_text(f"#!/bin/sh\nexec {before} {sys.executable} {self.script} {place}\n")
         job = self.cluster.run("sbatch", "--parsable", "-o", "/dev/null", *options, str(batch), environment=self.site.environment)
         line = self.site.until(lambda: _line(Path(f"{place}.{index}")))
         run, pid, _ = line.split()
@@ -145,6 +146,26 @@ def test_without_an_agent_a_command_asks_afterwards(lab: Lab) -> None:
         lab.site.until(lambda: None if lab.cluster.run("squeue", "-h", "-j", job, check=False) else True)
         shown = lab.site.show(run)
         assert (shown["status"], shown["reason"]) == ("terminated", f"Slurm job {job} was cancelled")
+    finally:
+        lab.site.start_agent()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="PID namespaces need root")
+def test_what_is_left_of_a_job_on_another_host_is_closed_by_a_sync(lab: Lab) -> None:
+    """For this host's commands, a process of another PID namespace is one of another host: nobody here can look for it, but Slurm knows."""
+    lab.site.stop_agent()
+    try:
+        job, run, _ = lab.submit(before="unshare -p -f --mount-proc")
+        sync = [sys.executable, "-m", "simspool.agent", "sync"]
+        before = subprocess.run(sync, env=lab.site.environment, capture_output=True, check=False)
+        assert lab.site.show(run)["status"] == "running", before
+        lab.cluster.run("scancel", job)
+        lab.site.until(lambda: None if lab.cluster.run("squeue", "-h", "-j", job, check=False) else True)
+        done = subprocess.run(sync, env=lab.site.environment, capture_output=True, check=False)
+        assert done.returncode == 0, done
+        shown = lab.site.show(run)
+        assert (shown["status"], shown["reason"]) == ("terminated", f"Slurm job {job} was cancelled")
+        assert lab.site.client("server").get_run(run)["status"] == "terminated"
     finally:
         lab.site.start_agent()
 

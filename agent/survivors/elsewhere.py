@@ -1,0 +1,75 @@
+"""Processes of other hosts: their own agents close what they leave. Where those are gone as well, Slurm may know that the job is over.
+
+Only the agent that has the spool's lease asks, only of writers that have been silent for a while, and ever more seldom.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .slurm import Job, JobState, Slurm
+
+_SILENT = 120.0  # s without anything new, as a running agent sees it
+_LONGEST = 3600.0  # s between two questions about one job
+_AT_ONCE = 15.0  # s that a command takes for its questions
+_SOON = 1.0
+
+
+@dataclass(slots=True)
+class _Silence:
+    """A writer as it was when it was last seen to grow. `job`: what it was in; None where that says nothing. Times are monotonic s."""
+
+    at: tuple[int, int]
+    job: Job | None
+    next: float
+    wait: float = _SILENT
+
+
+class Elsewhere:
+    """Says of writers of other hosts whether their jobs are over. Confined to the agent's worker thread.
+
+    `may` says whether this agent is the one that asks. `ready` is called with a writer, in another thread, when there is an answer; None
+    for a command that looks once, and waits for the answers.
+    """
+
+    def __init__(self, slurm: Slurm, may: Callable[[], bool]) -> None:
+        self._slurm, self._may = slurm, may
+        self._silent: dict[str, _Silence] = {}
+        self._spent = 0.0
+        self.ready: Callable[[str], None] | None = None
+
+    def is_over(self, writer: str, at: tuple[int, int], job: Callable[[], Job | None]) -> JobState | None:
+        """Return what Slurm says of the job of a writer where that is over. `at` is how far the writer was read."""
+        if not self._may():
+            return None
+        now = time.monotonic()
+        known = self._silent.get(writer)
+        if known is None or known.at != at:
+            wait = _SILENT if self.ready is not None else 0.0
+            known = self._silent[writer] = _Silence(at, known.job if known is not None else job(), now + wait)
+        if known.job is None or now < known.next:
+            return None
+        answer = self._ask(known.job, writer)
+        if answer is None:
+            known.next = now + _SOON
+            return None
+        if answer.is_over:
+            del self._silent[writer]
+            return answer
+        known.wait = min(2 * known.wait, _LONGEST)
+        known.next = now + known.wait
+        return None
+
+    def _ask(self, job: Job, writer: str) -> JobState | None:
+        if self.ready is not None:
+            ready = self.ready
+            return self._slurm.ask(job, lambda: ready(writer))
+        if self._spent > _AT_ONCE:
+            return None
+        began = time.monotonic()
+        try:
+            return self._slurm.ask_once(job)
+        finally:
+            self._spent += time.monotonic() - began
