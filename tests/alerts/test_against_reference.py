@@ -1,6 +1,6 @@
 """The engine against the brute-force reference, on histories of all kinds, in all ways that they may arrive.
 
-`python tests/alerts/campaign.py` does the same with many more.
+`python tests/alerts/rule_campaign.py` does the same with many more.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +154,10 @@ def test_nothing_executes_what_it_reads(root: Path) -> None:
                 if called.startswith("pickle.") and path.name != "artifacts.py":
                     wrong.append(f"{path.relative_to(root)}:{node.lineno} calls {called}")
     assert wrong == []
+
+
+def test_no_two_modules_of_tests_have_one_name(root: Path) -> None:
+    """They are imported by their names alone, from one process."""
+    found = (path.name for path in (root / "tests").rglob("*.py"))
+    names = Counter(name for name in found if not name.startswith("test_") and name not in {"conftest.py", "__init__.py"})
+    assert [name for name, count in names.items() if count > 1] == []

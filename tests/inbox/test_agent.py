@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import recorded
+from copier_kills import campaign
 from inbox_records import copied
-from kill_campaign import campaign
 from real_server import RealServer, agent
 from victims import Site
 
@@ -264,6 +264,6 @@ def test_the_copier_wakes_for_a_ring_and_for_a_change_in_the_folder(spool: Spool
 
 def test_the_campaign_is_a_command() -> None:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "kill_campaign.py"), "--kills", "1"], capture_output=True, text=True, timeout=60
+        [sys.executable, str(Path(__file__).parent / "copier_kills.py"), "--kills", "1"], capture_output=True, text=True, timeout=60
     )
     assert json.loads(done.stdout)["kills"] == 1

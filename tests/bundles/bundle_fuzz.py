@@ -1,6 +1,6 @@
 """Feeds the readers of manifests, signatures, settings and blocks with damaged and made-up bytes.
 
-    python tests/bundles/fuzz.py --inputs 1000000 --seed 1
+    python tests/bundles/bundle_fuzz.py --inputs 1000000 --seed 1
 
 Each input ends with a result or with a documented error (BadBundle, BundleRefused, NewerFormat), soon, and within the memory that the
 limits give. Prints what it saw; exit status 1, with the input, for anything else. Not part of the default tests.

@@ -1,6 +1,6 @@
 """Agents killed at random while they drain to a target, and the target's server with them; then everything is counted there.
 
-    python tests/targets/kill_campaign.py --target directory --kills 100 --seed 1
+    python tests/targets/target_kills.py --target directory --kills 100 --seed 1
 
 Prints a line of JSON: kills, where they fell, points, and violations. Exit status 1 with any.
 """

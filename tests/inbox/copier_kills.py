@@ -1,6 +1,6 @@
 """Programs append to inboxes while the agent that copies them is killed again and again: is each line there once, in order?
 
-    python tests/inbox/kill_campaign.py --kills 1000 --seed 1
+    python tests/inbox/copier_kills.py --kills 1000 --seed 1
 
 Prints one line of JSON: kills, lines appended, epochs, and of how many epochs the lines are not all there, once, in order. With `--agent`,
 whole agents are killed (about a second each); else processes that only copy.

@@ -1,6 +1,6 @@
 """Many histories against the brute-force reference: how many decisions differ?
 
-    python tests/alerts/campaign.py --seed 1 --n 10000
+    python tests/alerts/rule_campaign.py --seed 1 --n 10000
 
 Each history is fed five ways: record by record, in pieces with ticks between, with another agent from a random moment on, as an agent
 follows it while it is recorded, and read after the fact. A history that differs is printed with its example's number; the same seed
