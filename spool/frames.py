@@ -18,6 +18,7 @@ HEAD = struct.Struct("<HBBIQq")  # marker, kind, flags, length, sequence, boot n
 HEAD_SIZE = HEAD.size
 MIN_FRAME, MAX_FRAME = 32, 1 << 20
 MAX_COLUMNS, MAX_SHAPES, MAX_NAME = 16384, 4096, 1024
+MAX_SEQUENCE = (1 << 62) - 1
 HAS_TIME, HAS_TIMESTAMP = 1, 2
 SEQ, BOOT, STEP = 1, 2, 4  # places in a metric row
 _CRC = struct.Struct("<I")

@@ -182,7 +182,9 @@ class Lease:
             free = now >= self._shy_until or self._wants is not None
         else:
             gone = self.holder is not None and self._lives(self.holder) is False
-            free = gone or max(self._silent, self._wants or 0.0) >= self._patience
+            # what nobody can read was made a moment ago, or is what a power cut left
+            patience = self._patience if self.holder is not None else self._patience / 6
+            free = gone or max(self._silent, self._wants or 0.0) >= patience
         return self._take(max(generation, self.floor) + 1, generation) if free else False
 
     # ------------------------------------------------------------------ taking, renewing, giving back

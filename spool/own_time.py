@@ -29,7 +29,12 @@ def own_time(body: Mapping[str, Any], header: SegmentHeader, moment: float) -> f
     micros: int | None = stamp if isinstance(stamp, int) else None
     if isinstance(stamp, str):
         micros = _parse(stamp)
-    return moment if micros is None else (micros * 1000 - header.wall_ns(header.origin_boot)) / 1e9
+    if micros is None:
+        return moment
+    try:
+        return (micros * 1000 - header.wall_ns(header.origin_boot)) / 1e9
+    except OverflowError:
+        return moment
 
 
 def _parse(text: str) -> int | None:

@@ -193,7 +193,7 @@ class Tail:
             self.offset = 0
         chunk = Chunk(header, number, 0, 0, self.sequence, self.sequence - 1, sealed=sealed)
         if self.offset == 0:
-            if not good:
+            if not good or header.first > frames.MAX_SEQUENCE:
                 chunk.damage.append(Damage("header", number, 0, segment_header.STATIC_SIZE))
             elif header.first > self.sequence:
                 lost = (self.sequence, header.first - 1)
@@ -260,6 +260,9 @@ class Tail:
         """Put decoded items into the chunk, with the gaps between their sequences; what came before is not taken again."""
         for item in found.items:
             for part in [item] if isinstance(item, Record) else _consecutive(item):
+                if part.last > frames.MAX_SEQUENCE:  # no writer ever counts so far: it was made up
+                    chunk.damage.append(Damage("corrupt", self.segment, chunk.start, chunk.end))
+                    continue
                 if part.first < self.sequence:
                     last = min(part.last, self.sequence - 1)
                     chunk.damage.append(Damage("repeated", self.segment, chunk.start, chunk.end, part.first, last))

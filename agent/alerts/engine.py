@@ -347,12 +347,12 @@ class RunRules:
         """
         if kind == Kind.DECISION:
             span = body.get("suspended")
-            if isinstance(span, list) and len(span) == 2 and all(isinstance(x, (int, float)) for x in span):
+            if isinstance(span, list) and len(span) == 2 and all(isinstance(x, (int, float)) and math.isfinite(as_float(x)) for x in span):
                 self.suspended(float(span[0]), float(span[1]))
         elif kind == Kind.SURVIVOR:
             dead, last, at = body.get("writer"), body.get("last"), body.get("ended")
             if isinstance(dead, str) and isinstance(last, int):
-                self._dead.setdefault(dead, (last, float(at) if isinstance(at, (int, float)) else None))
+                self._dead.setdefault(dead, (last, as_float(at) if isinstance(at, (int, float)) else None))
                 if dead in self._writers:
                     self._survive(self._writers[dead], dead)
 

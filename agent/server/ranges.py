@@ -13,7 +13,7 @@ from typing import Any
 
 from simspool.spool import frames, ids
 from simspool.spool.errors import SpoolError
-from simspool.spool.frames import HAS_TIME, HAS_TIMESTAMP, MetricBatch, Record
+from simspool.spool.frames import HAS_TIME, HAS_TIMESTAMP, MAX_SEQUENCE, MetricBatch, Record
 from simspool.spool.segment_header import STATIC_SIZE, SegmentHeader
 
 from . import columns, plain
@@ -23,7 +23,6 @@ from .points import PointBatch
 MAX_RANGES = 4096
 _MAX_HEAD = 1 << 20
 _MAX_GAPS = 10_000
-_MAX_SEQ = 1 << 62
 _LENGTH = struct.Struct("<I")
 
 
@@ -140,8 +139,8 @@ def prepare(raw: RawRange) -> PreparedRange:
     run, writer = ids.to_text(header.run), ids.to_text(header.writer)
     if head.get("run") != run or head.get("writer") != writer or head.get("segment") != header.number:
         raise Malformed("run, writer and segment must be those of the segment header")
-    first = _number(head, "first", 1, _MAX_SEQ)
-    last = _number(head, "last", first, _MAX_SEQ)
+    first = _number(head, "first", 1, MAX_SEQUENCE)
+    last = _number(head, "last", first, MAX_SEQUENCE)
     chain = _number(head, "chain", 0, frames.CHAIN_P)
     gaps = _gaps(head, first, last)
     found = frames.decode(raw.frames, header.seed, {})

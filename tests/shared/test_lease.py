@@ -70,6 +70,21 @@ def test_a_silent_holder_is_taken_for_gone_after_its_time_by_the_clock_of_whoeve
     assert not a.turn()
 
 
+def test_a_lease_that_names_nobody_is_taken_sooner(spool: Spool) -> None:
+    """A power cut keeps the file's name, and may take what was in it."""
+    clock = Clock()
+    a, b = lease_of(spool, "a", clock), lease_of(spool, "b", clock)
+    a.turn()
+    for left in (b"", bytes(3 * LINE)):
+        Path(spool.agent, f"lease-{b.highest or 1}.jsonl").write_bytes(left)
+        passes(clock, 8, b)
+        assert not b.held
+        passes(clock, 4, b)
+        assert b.held
+        b.release()
+        clock.now += 60
+
+
 def test_who_was_suspended_itself_does_not_take_the_pause_for_silence(spool: Spool) -> None:
     here, there = Clock(), Clock()
     a, b = lease_of(spool, "a", here), lease_of(spool, "b", there)
