@@ -46,7 +46,9 @@ class FileSender:
                     group.create_task(self._send(f"{self._name} {i + 1}"))
         finally:
             if self._stored:
-                await asyncio.shield(self._worker(self._uploads.settle, self._stored))
+                settling = asyncio.ensure_future(self._worker(self._uploads.settle, self._stored))
+                settling.add_done_callback(_hear)  # also where nobody waits for it any more
+                await asyncio.shield(settling)
 
     async def _find(self) -> None:
         """Keep the queue filled with what the target does not have."""
@@ -141,3 +143,9 @@ class FileSender:
         self._under_way.difference_update(group)
         self._flushed = time.monotonic()
         self._told()
+
+
+def _hear(task: asyncio.Future[None]) -> None:
+    """A disk that took no receipts: what they are about is sent again, and recognised."""
+    if not task.cancelled():
+        task.exception()
