@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from in_process import drains_of, serve, sync, the_drain, total, until
@@ -19,10 +22,14 @@ from recorded import begin, fill, killed, whole
 from simspool.agent.app import Agent
 from simspool.agent.catalog import Catalog
 from simspool.agent.catalog.store import catalog_path
+from simspool.agent.drain.batch import Delivered
+from simspool.agent.drain.files import FileSender
+from simspool.agent.drain.uploads import Uploads
 from simspool.agent.exit_codes import CommandError
 from simspool.agent.ingest import Ingest
+from simspool.agent.progress import Progress
 from simspool.agent.status import show_run
-from simspool.agent.targets.port import Range
+from simspool.agent.targets.port import Limits, Range
 from simspool.spool import Kind, Spool, layout
 
 # ---------------------------------------------------------------------- the agent's own disks
@@ -311,3 +318,34 @@ def test_a_segment_that_is_no_file_leaves_its_run_out_and_the_others_go_on(spool
     ingest.bury()
     assert set(ingest.problems) == {bad}
     assert show_run(catalog, spool, good, "")["metrics"]["loss"]["count"] == 5
+
+
+def test_receipts_of_files_that_cannot_be_journaled_at_the_end_are_heard_of_by_somebody() -> None:
+    """The session was cancelled, so nobody waits for them: no "exception was never retrieved"; the files are sent again, and recognised."""
+    heard: list[object] = []
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+        began = asyncio.Event()
+
+        async def worker(*_: object) -> None:
+            began.set()
+            await asyncio.sleep(0.05)
+            raise sqlite3.OperationalError("database or disk is full")
+
+        files = FileSender(
+            MemoryTarget(), cast("Uploads", SimpleNamespace(settle=None, waiting=None)), Limits(), Delivered(), worker, Progress(), "files",
+            idle=lambda _: asyncio.sleep(9), wake=lambda: None, settled=lambda: None,
+        )  # fmt: skip
+        files._stored = ["0" * 64]
+        running = asyncio.create_task(files.run())
+        await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.sleep(0.02)
+        running.cancel()  # in the middle of the last receipts
+        await asyncio.gather(running, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        gc.collect()
+
+    asyncio.run(story())
+    assert heard == []
