@@ -121,13 +121,14 @@ def put_carried(
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
         try:
-            found, written = hasher or hashlib.sha256(), 0
+            found, written, begun = hasher or hashlib.sha256(), 0, 0
             for chunk in chunks:
                 written += len(chunk)
                 if written > size:
                     raise DamagedBlob(f"the bytes of file {digest} are more than the {size} that it should have")
                 found.update(chunk)
                 _write_all(fd, chunk)
+                begun = filesystem.write_behind(fd, begun, written)
             if written != size or found.hexdigest() != digest:
                 raise DamagedBlob(f"the bytes of file {digest} are not its: they are {written} with the digest {found.hexdigest()}")
             os.fsync(fd)

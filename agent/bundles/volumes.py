@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from simspool.spool import atomic
+from simspool.spool import atomic, filesystem
 
 from .errors import BadBundle, VolumeMissing
 
@@ -41,6 +41,7 @@ class VolumeWriter:
     def __init__(self, folder: str, limit: int | None) -> None:
         self._folder, self._limit = folder, limit
         self._fd: int | None = None
+        self._begun = 0  # bytes of the open volume that are on their way to the disk
         self.sizes: list[int] = []
 
     @property
@@ -58,6 +59,7 @@ class VolumeWriter:
                 continue
             written = os.write(self._fd, view[:room])
             self.sizes[-1] += written
+            self._begun = filesystem.write_behind(self._fd, self._begun, self.sizes[-1])
             view = view[written:]
 
     def back_to(self, total: int) -> None:
@@ -70,6 +72,7 @@ class VolumeWriter:
             self.sizes[-1] -= self.total - total
         if self.sizes:
             self._close()
+            self._begun = self.sizes[-1]
             self._fd = os.open(self._path(), os.O_WRONLY | os.O_CLOEXEC)
             os.ftruncate(self._fd, self.sizes[-1])
             os.lseek(self._fd, 0, os.SEEK_END)
@@ -90,6 +93,7 @@ class VolumeWriter:
         if len(self.sizes) >= MOST:
             raise BadBundle(f"over {MOST} volumes: give a larger --volume-size")
         self.sizes.append(0)
+        self._begun = 0
         self._fd = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def _close(self) -> None:

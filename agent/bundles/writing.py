@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from simspool.agent.carry.hashing import HashAside
 from simspool.agent.carry.outgoing import Outgoing
 from simspool.agent.carry.parts import BlobPart, RunPart, SegmentPart
 from simspool.agent.exit_codes import CommandError, ExitCode
@@ -176,9 +177,9 @@ class _Packing:
 
     def _store_file(self, path: str, part: BlobPart) -> int | None:
         """Pack a file, hashing what is packed; None where that is not what its name says."""
-        hasher, size = hashlib.sha256(), 0
+        size = 0
 
-        def blocks() -> Iterator[bytes]:
+        def blocks(hasher: HashAside) -> Iterator[bytes]:
             nonlocal size
             with open(path, "rb") as file:
                 while block := file.read(BLOCK):
@@ -189,12 +190,13 @@ class _Packing:
                     yield block
 
         try:
-            stored = self._store(blocks())
+            with HashAside() as hasher:
+                stored = self._store(blocks(hasher))
+                return stored if (hasher.hexdigest(), size) == (part.digest, part.size) else None
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.EIO}:
                 raise
             return None
-        return stored if (hasher.hexdigest(), size) == (part.digest, part.size) else None
 
     def _segment(self, part: SegmentPart, frames: bytes) -> None:
         content = part.head + frames
