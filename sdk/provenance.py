@@ -35,9 +35,10 @@ def system() -> dict[str, Any]:
 
 
 def scheduler() -> dict[str, Any]:
-    """Return {"slurm": {"job", "array"?, "restarts"?}} inside a Slurm job, else nothing.
+    """Return {"slurm": {"job", "array"?, "restarts"?, "node"?}} inside a Slurm job, else nothing.
 
-    `job` is its number, `array` "<array job>_<task>" of an element of an array, `restarts` how often it has been requeued.
+    `job` is its number, `array` "<array job>_<task>" of an element of an array, `restarts` how often it has been requeued, `node` where
+    Slurm itself runs the process: not in a shell of `salloc` on a login node, which outlives its job.
     """
     value = os.environ.get
     job, array, task = value("SLURM_JOB_ID", ""), value("SLURM_ARRAY_JOB_ID", ""), value("SLURM_ARRAY_TASK_ID", "")
@@ -48,6 +49,8 @@ def scheduler() -> dict[str, Any]:
         found["array"] = f"{array}_{task}"
     if _is_number(restarts := value("SLURM_RESTART_COUNT", "")):
         found["restarts"] = int(restarts)
+    if node := value("SLURMD_NODENAME", ""):
+        found["node"] = node[:255]
     return {"slurm": found}
 
 

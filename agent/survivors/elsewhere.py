@@ -49,7 +49,7 @@ class Elsewhere:
         if known is None or known.at != at:
             wait = _SILENT if self.ready is not None else 0.0
             known = self._silent[writer] = _Silence(at, known.job if known is not None else job(), now + wait)
-        if known.job is None or now < known.next:
+        if known.job is None or not known.job.is_run or now < known.next:
             return None
         answer = self._ask(known.job, writer)
         if answer is None:

@@ -43,12 +43,16 @@ _ID = re.compile(r"[0-9]{1,10}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as its process knew it. `restarts`: how often it had been requeued; `seen`: wall time (s) of the process's last record."""
+    """A job as its process knew it. `restarts`: how often it had been requeued; `seen`: wall time (s) of the process's last record.
+
+    `is_run`: Slurm itself ran the process, and ends it with the job.
+    """
 
     id: str
     array: str | None = None
     restarts: int = 0
     seen: float = 0.0
+    is_run: bool = False
 
     @classmethod
     def of_record(cls, body: Mapping[str, Any] | None, seen: float) -> Job | None:
@@ -59,7 +63,7 @@ class Job:
         array, restarts = noted.get("array"), noted.get("restarts")
         parts = array.split("_") if isinstance(array, str) else []
         whole = len(parts) == 2 and all(map(_is_id, parts))
-        return cls(noted["job"], array if whole else None, restarts if isinstance(restarts, int) else 0, seen)
+        return cls(noted["job"], array if whole else None, restarts if isinstance(restarts, int) else 0, seen, bool(noted.get("node")))
 
     @property
     def name(self) -> str:

@@ -19,8 +19,8 @@ from simspool.agent.survivors.elsewhere import Elsewhere
 from simspool.agent.survivors.slurm import Job, JobState, Slurm
 from simspool.spool import Kind, Spool
 
-SYSTEM = {"slurm": {"job": "7"}}
-JOB = Job("7")
+SYSTEM = {"slurm": {"job": "7", "node": "n1"}}
+JOB = Job("7", is_run=True)
 
 
 class Controller:
@@ -85,6 +85,7 @@ def test_one_of_a_job_that_goes_on_or_is_not_known_stays_open(
 
 def test_who_does_not_have_the_lease_does_not_ask_and_of_what_is_in_no_job_nobody(spool: Spool, elsewhere: Callable[..., None]) -> None:
     run, other = killed(spool, system=SYSTEM), killed(spool, name="no job")
+    shell = killed(spool, name="a shell of salloc outlives its job", system={"slurm": {"job": "8"}})
     elsewhere(name="login")
     controller = Controller("CANCELLED")
     looked(spool, controller, judges=False).close()
@@ -92,7 +93,7 @@ def test_who_does_not_have_the_lease_does_not_ask_and_of_what_is_in_no_job_nobod
     looked(spool, controller).close()
     assert controller.asked == 1
     assert survivors(spool, run)
-    assert survivors(spool, other) == []
+    assert survivors(spool, other) == survivors(spool, shell) == []
 
 
 def test_what_came_late_is_read_before_it_is_closed(spool: Spool, elsewhere: Callable[..., None], tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_the_part_of_an_agent_that_was_killed_with_the_job_ends_too(
     spool: Spool, elsewhere: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
     run = killed(spool, system=SYSTEM)
     pid = os.fork()
     if pid == 0:
@@ -126,6 +128,7 @@ def test_the_part_of_an_agent_that_was_killed_with_the_job_ends_too(
         os.kill(os.getpid(), 9)
     os.waitpid(pid, 0)
     monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.delenv("SLURMD_NODENAME")
     elsewhere(name="login")
     catalog = looked(spool, Controller("CANCELLED"))
     assert catalog.rows("SELECT complete FROM runs") == [(1,)]
@@ -174,5 +177,5 @@ def test_a_command_asks_no_longer_than_a_while(monkeypatch: pytest.MonkeyPatch) 
     controller = Slow()
     found = Elsewhere(controller, lambda: True)
     for number in range(100):
-        assert found.is_over(f"w{number}", (1, 100), lambda number=number: Job(str(number))) is None  # type: ignore[misc]
+        assert found.is_over(f"w{number}", (1, 100), lambda number=number: Job(str(number), is_run=True)) is None  # type: ignore[misc]
     assert controller.asked == 4

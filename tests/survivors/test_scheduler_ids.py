@@ -12,7 +12,7 @@ from simspool.sdk import Run, provenance
 from simspool.spool import Kind, Tail, open_spool
 from simspool.spool.frames import Record
 
-IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ IDS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTA
         ({"SLURM_JOB_ID": "12"}, {"slurm": {"job": "12"}}),
         ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, {"slurm": {"job": "14", "array": "12_3"}}),
         ({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2"}, {"slurm": {"job": "12", "restarts": 2}}),
+        ({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "n3"}, {"slurm": {"job": "12", "node": "n3"}}),
         ({"SLURM_JOB_ID": "12; rm", "SLURM_RESTART_COUNT": "2"}, {}),
         ({"SLURM_JOB_ID": "", "SLURM_ARRAY_JOB_ID": "1"}, {}),
         ({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "many", "SLURM_ARRAY_JOB_ID": "x"}, {"slurm": {"job": "12"}}),

@@ -98,7 +98,7 @@ def test_cancelled(lab: Lab) -> None:
     assert evidence["reason"] == "cancelled"
     assert (evidence["slurm"]["job"], evidence["slurm"]["state"], evidence["slurm"]["source"]) == (job, "CANCELLED", "scontrol")
     assert "signal" in evidence["exit"]
-    assert lab.site.client("server").get_run(run)["system"]["slurm"] == {"job": job}
+    assert lab.site.client("server").get_run(run)["system"]["slurm"] == {"job": job, "node": evidence["host"]}
 
 
 def test_an_element_of_an_array_is_asked_for_by_its_place(lab: Lab) -> None:
