@@ -83,7 +83,12 @@ class RunNotes:
         if writer is not None:
             writer.close({"status": None})
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the agent has a part in a run that is not closed."""
+        return bool(self._writers)
+
     def close(self) -> None:
-        """Close everything."""
+        """Close everything. A later note opens another part."""
         for run in list(self._writers):
             self.release(run)

@@ -78,6 +78,9 @@ class Syncing:
             if await agent.judge_the_rest(ended=False):
                 await self._ingest_all()
             await self._tell()
+        if agent.watch is None and agent.notes.is_open:  # what a command noted goes with the rest, its last words too
+            await agent.work(agent.notes.close)
+            await self._ingest_all()
         return await agent.work(selection.resolve, agent.catalog, agent.spool)
 
     async def _drain(self, drains: Drains, goals: Goals, served: bool) -> None:

@@ -340,3 +340,17 @@ def test_drops_of_a_killed_writer_are_shown(spool: Spool) -> None:
         ingest.read()
         ingest.bury()
     assert list(overview(catalog, spool, [])["records"]["dropped"].values()) == [9]
+
+
+def test_what_a_sync_itself_notes_goes_with_it_to_the_last_word(spool: Spool) -> None:
+    """Also where somebody else seems to record still: a segment of which a power cut left zeros, so that nobody knows whose it is."""
+    target = MemoryTarget()
+    run = killed(spool, points=3)
+    other = os.path.join(spool.run(run).writers, ids.to_text(ids.new_id()))
+    os.mkdir(other)
+    Path(other, "000001.open").write_bytes(bytes(65536))
+    assert sync(spool, target).sent_records > 0
+    before = dict(target.marks_of)
+    assert len(before) == 2
+    assert sync(spool, target).sent_records == 0
+    assert target.marks_of == before
