@@ -66,7 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="these faults only: F1,F8")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scale", choices=SCALES, default="quick", help="full: under an hour on two quiet cores")
+    parser.add_argument("--scale", choices=SCALES, default="quick", help="full: about 100 minutes on two quiet cores")
     parser.add_argument("--output", type=Path, help="write the results page")
     parser.add_argument("--json", type=Path, help="write the results as JSON, after each part")
     parser.add_argument("--resume", action="store_true", help="do not play again what --json has of this seed and scale")
