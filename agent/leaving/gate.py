@@ -36,7 +36,8 @@ class _About:
 
 
 class Gate:
-    """Lets runs leave the site, or not. What it looked at and let go, it does not look at again. Confined to one thread at a time.
+    """Lets runs leave the site, or not. What it looked at and let go, it does not look at again, nor log where nothing is found in what
+    is new. Confined to one thread at a time.
 
     `what` is what runs leave in, for the log. `say` is given what was found. Raises CommandError for tables that cannot be used.
     """
@@ -48,6 +49,7 @@ class Gate:
         except ConfigError as error:
             raise CommandError(ExitCode.USAGE, str(error)) from None
         self._seen = Seen()
+        self._gone: set[str] = set()
 
     @property
     def may_refuse(self) -> bool:
@@ -80,11 +82,12 @@ class Gate:
                     found += places[:_MOST]
                     left_out += len(places[_MOST:])
         refused = bool(strangers) or (bool(found) and settings.secrets == "refuse")
-        _log(self._spool, {
-            "at": time.time(), "uid": os.geteuid(), "what": self._what, "secrets": settings.secrets, "runs": sorted(runs),
-            "verdict": "refused" if refused else "left", "not_allowed": [one.run for one in strangers],
-            "found": [asdict(place) for place in found], "left_out": left_out,
-        })  # fmt: skip
+        if decided := {one.run for one in about} - self._gone | {place.run for place in found}:
+            _log(self._spool, {
+                "at": time.time(), "uid": os.geteuid(), "what": self._what, "secrets": settings.secrets, "runs": sorted(decided),
+                "verdict": "refused" if refused else "left", "not_allowed": [one.run for one in strangers],
+                "found": [asdict(place) for place in found], "left_out": left_out,
+            })  # fmt: skip
         for place in found:
             self._say(f"looks like a secret: {place.what}, in {place.where} of run {place.run} ({place.name})")
         if left_out:
@@ -101,6 +104,7 @@ class Gate:
                 " out, or name what may leave in [leaving] allow",
             )  # fmt: skip
         self._seen.add(search.seen)
+        self._gone.update(runs)
 
 
 def _about(spool: Spool, catalog: Catalog, runs: Collection[str]) -> Iterator[_About]:

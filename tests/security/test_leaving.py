@@ -89,6 +89,7 @@ def test_what_was_let_go_is_not_looked_at_again_and_what_is_new_is(spool: Spool,
     with open_view(spool) as catalog:
         let(gate, spool, catalog, {run})
     assert len(said) == 2
+    assert len(Path(spool.agent, "leaving.jsonl").read_text().splitlines()) == 1  # the decision was made before
     writer.record(Kind.EVENT, {"message": "token=f6g7h8i9j0"})
     with open_view(spool) as catalog:
         let(gate, spool, catalog, {run})
