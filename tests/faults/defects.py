@@ -36,7 +36,7 @@ DEFECTS = (
          "    os.rename(source, target)\n    sync_folder(os.path.dirname(target))", "    os.rename(source, target)", MODEL),
     _one("a whole file is renamed before it is fsynced", "spool/atomic.py", "            os.fsync(fd)\n        finally:\n            os.close(fd)\n        if exclusive",
          "            pass\n        finally:\n            os.close(fd)\n        if exclusive", MODEL),
-    _one("a blob enters the pool before it is fsynced", "spool/blobs.py", "            os.fsync(fd)\n", "            pass\n", MODEL),
+    _one("a blob enters the pool before it is fsynced", "spool/blobs.py", "                continue\n            os.fsync(fd)\n", "                continue\n", MODEL),
     _one("a full disk is swallowed: the call returns True", "spool/stream.py",
          "        return self.drop(Drop.DISK_FULL if error.errno in _SPACE_ERRORS else Drop.IO_ERROR)", "        return True",
          "tests/faults/test_full_disk.py"),

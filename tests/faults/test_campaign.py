@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trials
 from checker import check_drained, check_spool
+from defects import DEFECTS
 from trials import Context, Said, Stage
 
 pytestmark = [pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"), pytest.mark.timeout(240)]
@@ -104,3 +105,12 @@ def test_a_page_keeps_what_is_written_around_its_tables(tmp_path: Path) -> None:
     assert text.count("| F1 | a | 300 | 0 | < 0.01 |") == 1
     assert "not played: no strace" in text
     assert "1 of 1 seeded defects caught" in text
+
+
+def test_the_seeded_defects_fit_the_source() -> None:
+    """`sensitivity.py` plays them; a change of the source that one of them does not find any more is noticed here, not there."""
+    root = Path(__file__).parents[2]
+    for defect in DEFECTS:
+        for file, old, new in defect.changes:
+            assert (root / file).read_text().count(old) == 1, f"{defect.name}: {file}"
+            assert old != new
