@@ -43,7 +43,7 @@ _REFUSALS = 3  # bundles that are refused one after the other, before the next o
 _PENALTY, _LONGEST_PENALTY = 60.0, 3600.0
 _LONGEST_FRUITLESS = 600.0
 _LONG = 600.0  # seconds after which it is said that nobody takes a bundle
-_LARGE = 256 << 20  # bytes of records that are to be searched for secrets: about a second
+_LARGE = 64 << 20  # bytes of records that are to be searched for secrets: a third of a second
 
 
 @dataclass(frozen=True, slots=True)
