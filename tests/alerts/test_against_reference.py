@@ -10,12 +10,12 @@ import math
 from typing import Any
 
 import pytest
-from campaign import WAYS, by_way
 from feeding import ordered
 from histories import WALL, curve_text, histories, writer_id
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import Decided, History, Rec, Writer, decisions
+from rule_campaign import WAYS, by_way
 
 ME = writer_id(1)
 NAN, INF = math.nan, math.inf

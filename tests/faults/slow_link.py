@@ -79,11 +79,14 @@ class SlowLink:
         waiting: list[tuple[float, int, int, bytes]] = []
         free = [0.0, 0.0]  # when each direction has sent what it was given, at its rate
         number = 0
+        poll = select.poll()  # select() has no eyes for descriptors beyond 1023
+        for fd in self._devices:
+            poll.register(fd, select.POLLIN)
         while not self._stop.is_set():
             pause = min(0.05, max(0.0, waiting[0][0] - time.monotonic())) if waiting else 0.05
-            ready, _, _ = select.select(self._devices, [], [], pause)
+            ready = poll.poll(pause * 1000)
             now = time.monotonic()
-            for fd in ready:
+            for fd, _ in ready:
                 end = self._devices.index(fd)
                 with contextlib.suppress(BlockingIOError):
                     for _ in range(64):
