@@ -325,7 +325,9 @@ def _agent_life(choice: random.Random, log: Log, root: Path) -> dict[str, dict[i
         log.promise("pruned")
     if choice.random() < 0.5:
         journal.close()
-    catalog.close()
+    else:
+        log.afterwards.append(journal.close)  # its descriptors: what it writes then is not recorded
+    log.afterwards.append(catalog.close)
     return {}
 
 
@@ -386,6 +388,8 @@ def histories(c: Context, out: Part, live: Callable[..., Any], judge: Callable[.
                 log = Log(root)
                 with log.recording():
                     recorded = live(choice, log, root)
+                for end in log.afterwards:
+                    end()
                 promises = cut(log, choice.randrange(len(log.operations) + 1), choice, target)
                 out.tried(judge(target, promises, recorded), f"history {number}")
                 out.add(operations=len(log.operations))

@@ -25,10 +25,14 @@ PAGE = 4096
 
 @dataclass
 class Log:
-    """What was done since the recording began, in order. Inodes stand for files and folders; `root` is the folder it is about."""
+    """What was done since the recording began, in order. Inodes stand for files and folders; `root` is the folder it is about.
+
+    `afterwards`: what lets go of descriptors, called when nothing is recorded any more.
+    """
 
     root: Path
     operations: list[tuple[Any, ...]] = field(default_factory=list)
+    afterwards: list[Callable[[], object]] = field(default_factory=list)
 
     def promise(self, *what: Any) -> None:
         """Note that from here on something must survive."""
