@@ -13,6 +13,8 @@ from .targets.port import Refused, Unreachable
 
 if TYPE_CHECKING:
     from .app import Agent
+    from .drain.drains import Lane
+    from .relay.duty import RelayDuty
 
 _LONG = 20.0  # s for one target's answer
 
@@ -60,19 +62,19 @@ class Reach:
                 self._agent.lease.want_no_more()
 
     def _is_reached(self) -> bool:
-        agent = self._agent
-        lanes = agent.drains.counting if agent.drains is not None else []
-        relays = agent.relay is not None and agent.relay.sends
-        if not lanes and not relays:
-            return False
-        if relays and agent.relay is not None and agent.relay.problems():
+        lanes, relay = self._ways()
+        if (not lanes and relay is None) or (relay is not None and relay.problems()):
             return False
         return all(lane.drain.server and not lane.drain.problem for lane in lanes)
 
-    async def _try(self, holder: str) -> None:
+    def _ways(self) -> tuple[list[Lane], RelayDuty | None]:
         agent = self._agent
         lanes = list(agent.drains.counting) if agent.drains is not None else []
-        relay = agent.relay if agent.relay is not None and agent.relay.sends else None
+        return lanes, agent.relay if agent.relay is not None and agent.relay.sends else None
+
+    async def _try(self, holder: str) -> None:
+        agent = self._agent
+        lanes, relay = self._ways()
         try:
             if not lanes and relay is None:
                 return

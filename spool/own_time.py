@@ -13,11 +13,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def as_float(value: Any) -> float:
-    """Return a number as floating point, infinite where it is too large."""
+    """Return a value as floating point: numbers that are too large as infinite, what is no number as NaN."""
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def own_time(body: Mapping[str, Any], header: SegmentHeader, moment: float) -> float:

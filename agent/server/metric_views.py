@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from simspool.spool.own_time import as_float
+
 from . import points, runs, summaries
 from .errors import Invalid
 from .identity import Principal
@@ -78,7 +80,7 @@ def aggregated(
         groups: dict[Any, list[float]] = {}
         for run in wanted:
             for x, y in zip(*_series(points.read(db, run, metric), axis), strict=True):
-                if math.isfinite(number := summaries.as_float(y)) and x == x:
+                if isinstance(y, (int, float)) and math.isfinite(number := as_float(y)) and x == x:
                     groups.setdefault(x, []).append(number)
         xs = sorted(groups)
         if xs:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from simspool.spool.own_time import as_float
+
 _VECTOR = 64  # values from which numpy is quicker than a loop
 
 
@@ -93,16 +95,6 @@ def _real(value: float) -> float | None:
 def _stamp(stamps: Sequence[Any] | None, at: int) -> int | None:
     stamp = None if stamps is None else stamps[at]
     return stamp if isinstance(stamp, int) else None
-
-
-def as_float(value: Any) -> float:
-    """Return a value as a float: integers beyond its range as infinite, what is no number as NaN."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
-        return math.nan
 
 
 _UPSERT = """

@@ -38,7 +38,7 @@ class Survivors:
     ) -> None:  # fmt: skip
         self._spool, self._notes = spool, notes
         self._slurm = slurm or Slurm()
-        self._elsewhere = Elsewhere(self._slurm, judges_others)
+        self._elsewhere = Elsewhere(self._ask, judges_others)
         self._watch: ProcessWatch | None = None
         self._ready: Callable[[str], None] | None = None
         self._noted: dict[str, float] = {}  # runs, monotonic s
@@ -46,13 +46,13 @@ class Survivors:
     def attend(self, watch: ProcessWatch | None, ready: Callable[[str], None] | None) -> None:
         """Use a running agent's process watch. `ready(writer)`, called in any thread, says that a pending writer can be declared."""
         self._watch, self._ready = watch, ready
-        self._elsewhere.ready = ready
 
     def is_over_elsewhere(
         self, run: str, writer: str, role: str | None, header: SegmentHeader, at: tuple[int, int], state: Callable[[], Mapping[str, Any]]
     ) -> bool:  # fmt: skip
         """Say whether a process of another host is gone, as far as its job tells. `at` is how far it was read."""
-        return self._elsewhere.is_over(writer, at, lambda: self._job(run, writer, role, header, state())) is not None
+        found = self._elsewhere.is_over(writer, at, lambda: self._job(run, writer, role, header, state()), once=self._ready is None)
+        return found is not None
 
     def declare(self, run: str, writer: str, role: str | None, header: SegmentHeader, last: int, state: Mapping[str, Any]) -> str | None:
         """Record that a writer ended without a close record: its status, the reason, the evidence. `last` is its last sequence.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .slurm import Job, JobState, Slurm
+from .slurm import Job, JobState
 
 _SILENT = 120.0  # s without anything new, as a running agent sees it
 _LONGEST = 3600.0  # s between two questions about one job
@@ -30,28 +30,31 @@ class _Silence:
 class Elsewhere:
     """Says of writers of other hosts whether their jobs are over. Confined to the agent's worker thread.
 
-    `may` says whether this agent is the one that asks. `ready` is called with a writer, in another thread, when there is an answer; None
-    for a command that looks once, and waits for the answers.
+    `may` says whether this agent is the one that asks; `ask` asks about a job because of a writer, and returns None where there is no
+    answer yet.
     """
 
-    def __init__(self, slurm: Slurm, may: Callable[[], bool]) -> None:
-        self._slurm, self._may = slurm, may
+    def __init__(self, ask: Callable[[Job, str], JobState | None], may: Callable[[], bool]) -> None:
+        self._ask, self._may = ask, may
         self._silent: dict[str, _Silence] = {}
         self._spent = 0.0
-        self.ready: Callable[[str], None] | None = None
 
-    def is_over(self, writer: str, at: tuple[int, int], job: Callable[[], Job | None]) -> JobState | None:
-        """Return what Slurm says of the job of a writer where that is over. `at` is how far the writer was read."""
+    def is_over(self, writer: str, at: tuple[int, int], job: Callable[[], Job | None], *, once: bool) -> JobState | None:
+        """Return what Slurm says of the job of a writer where that is over. `at` is how far the writer was read.
+
+        `once`: a command looks, now or never, and waits for the answers.
+        """
         if not self._may():
             return None
         now = time.monotonic()
         known = self._silent.get(writer)
         if known is None or known.at != at:
-            wait = _SILENT if self.ready is not None else 0.0
+            wait = 0.0 if once else _SILENT
             known = self._silent[writer] = _Silence(at, known.job if known is not None else job(), now + wait)
         if known.job is None or not known.job.is_run or now < known.next:
             return None
-        answer = self._ask(known.job, writer)
+        answer = None if once and self._spent > _AT_ONCE else self._ask(known.job, writer)
+        self._spent += time.monotonic() - now
         if answer is None:
             known.next = now + _SOON
             return None
@@ -61,15 +64,3 @@ class Elsewhere:
         known.wait = min(2 * known.wait, _LONGEST)
         known.next = now + known.wait
         return None
-
-    def _ask(self, job: Job, writer: str) -> JobState | None:
-        if self.ready is not None:
-            ready = self.ready
-            return self._slurm.ask(job, lambda: ready(writer))
-        if self._spent > _AT_ONCE:
-            return None
-        began = time.monotonic()
-        try:
-            return self._slurm.ask_once(job)
-        finally:
-            self._spent += time.monotonic() - began

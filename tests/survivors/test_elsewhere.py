@@ -140,24 +140,23 @@ def test_a_running_agent_asks_after_a_silence_and_ever_more_seldom(monkeypatch: 
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
 
-    class Asked(Slurm):
+    class Asked:
         answers, asked = "RUNNING", list[float]()
 
-        def ask(self, job: Job, then: Callable[[], None]) -> JobState | None:
+        def ask(self, job: Job, writer: str) -> JobState | None:
             self.asked.append(now[0])
             return JobState(job.name, self.answers)
 
     controller = Asked()
-    found = Elsewhere(controller, lambda: True)
-    found.ready = lambda _: None
+    found = Elsewhere(controller.ask, lambda: True)
     while now[0] < 10_000:
-        assert found.is_over("w", (1, 100 if now[0] < 600 else 200), lambda: JOB) is None
+        assert found.is_over("w", (1, 100 if now[0] < 600 else 200), lambda: JOB, once=False) is None
         now[0] += 1
     assert controller.asked[:2] == [120, 360]
     assert controller.asked[2] == 600 + 120  # it had grown meanwhile
     assert len(controller.asked) < 10
     controller.answers = "NODE_FAIL"
-    while (said := found.is_over("w", (1, 200), lambda: JOB)) is None:
+    while (said := found.is_over("w", (1, 200), lambda: JOB, once=False)) is None:
         now[0] += 1
     assert said.state == "NODE_FAIL"
 
@@ -166,16 +165,16 @@ def test_a_command_asks_no_longer_than_a_while(monkeypatch: pytest.MonkeyPatch) 
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
 
-    class Slow(Slurm):
+    class Slow:
         asked = 0
 
-        def ask_once(self, job: Job) -> JobState:
+        def ask(self, job: Job, writer: str) -> JobState:
             self.asked += 1
             now[0] += 4
             return JobState(job.name, "RUNNING")
 
     controller = Slow()
-    found = Elsewhere(controller, lambda: True)
+    found = Elsewhere(controller.ask, lambda: True)
     for number in range(100):
-        assert found.is_over(f"w{number}", (1, 100), lambda number=number: Job(str(number), is_run=True)) is None  # type: ignore[misc]
+        assert found.is_over(f"w{number}", (1, 100), lambda number=number: Job(str(number), is_run=True), once=True) is None  # type: ignore[misc]
     assert controller.asked == 4
