@@ -31,7 +31,6 @@ NOT_PLAYED = {
     "F18": "the cost of a call is measured by the [benchmarks](benchmarks.md)",
     "F20": "how soon an alert aborts is measured by the [benchmarks](benchmarks.md)",
     "F23": "seeded defects: below, by `tests/faults/sensitivity.py`",
-    "F25": "there is no earlier release whose agent could write or drain half a backlog",
 }
 
 

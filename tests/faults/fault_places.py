@@ -16,10 +16,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import hostile
-from checker import check_drained, check_prefix, read_run
+from checker import check_drained, check_prefix, check_spool, read_run
 from real_server import RealServer
 from recorded import begin, fill, whole
-from trials import Context, NotHere, Part, Stage, part, until
+from trials import Context, NotHere, Part, Stage, Synced, part, until
 
 from simspool.spool import Durability, Kind, Writer, ids, open_spool, segment
 
@@ -156,8 +156,8 @@ def network_disks(c: Context, out: Part) -> None:
 
 @part("F22", "a spool that is carried away and synced from there and from here, at once and again")
 def carried(c: Context, out: Part) -> None:
-    """There are no bundles yet: the spool is copied as a folder, in the middle of a run. The script lives on until both are synced: an
-    agent that finds a copy of a writer whose process is gone closes the copy."""
+    """The spool is copied as a folder, in the middle of a run. The script lives on until both are synced: an agent that finds a copy of a
+    writer whose process is gone closes the copy."""
     for _ in range(c.pick(1, 3, 20)):
         choice = c.random(f"carried {out.n}")
         with Stage(c.room(), c.server) as stage:
@@ -174,4 +174,44 @@ def carried(c: Context, out: Part) -> None:
             codes += [copy.sync().code, stage.sync().code]
             wrong = [] if codes == [0] * 4 else [f"I8: the syncs ended with {codes}"]
             script.kill()
+            out.tried([*wrong, *check_drained(stage)])
+
+
+@part("F22", "bundles of runs that go on, each imported twice, and one server that both spools sync to at once")
+def bundled(c: Context, out: Part) -> None:
+    for _ in range(c.pick(1, 4, 20)):
+        choice = c.random(f"bundled {out.n}")
+        with Stage(c.room(), c.server) as stage:
+            script = stage.script(calls=1000, rate=120, files=2, size=200_000)
+            room = stage.folder / "far"
+            room.mkdir()
+            far = Stage(room, c.server)
+            wrong, bundles = list[str](), list[str]()
+
+            def ordered(done: Synced, wrong: list[str] = wrong) -> Synced:
+                if done.code != 0:
+                    wrong.append(f"I8: a command ended with {done.code}: {done.output[-200:]}{done.errors[-300:]}")
+                return done
+
+            for goal in (*sorted(choice.sample(range(50, 1000), 3)), 1002):
+                script.wait_for(goal)
+                made = ordered(stage.command("bundle", "create")).report["path"]
+                bundles += [made] if made else []  # none: the last receipt covers everything
+                for bundle in choice.sample([bundles[-1], choice.choice(bundles)], 2):
+                    ordered(far.command("bundle", "import", bundle))
+                with ThreadPoolExecutor(2) as pool:
+                    for one in [pool.submit(far.sync), pool.submit(stage.sync)]:
+                        ordered(one.result())
+                if choice.random() < 0.5:
+                    receipt = ordered(far.command("bundle", "receipt")).report["path"]
+                    ordered(stage.command("bundle", "apply-receipt", str(room / receipt)))
+            script.wait()
+            if made := ordered(stage.command("bundle", "create")).report["path"]:
+                ordered(far.command("bundle", "import", made))
+            ordered(far.sync())
+            ordered(stage.command("bundle", "apply-receipt", str(room / ordered(far.command("bundle", "receipt")).report["path"])))
+            again = far.sync()
+            if (again.code, again.report.get("sent_records")) != (0, 0):
+                wrong.append(f"I8: a second sync of the far side sent {again.report.get('sent_records')} records")
+            wrong += [f"far {text}" for text in check_spool(far.spool, [script.said])]
             out.tried([*wrong, *check_drained(stage)])

@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,10 +25,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import results
+from copies import PACKAGES, ROOT, interpreter_of
 from defects import DEFECTS, Defect
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("spool", "sdk", "agent", "systemd")
 _LIMIT = 300  # seconds: a defect that makes its catcher hang is caught
 
 
@@ -42,14 +40,7 @@ class Copy:
         for name in (*PACKAGES, "tests", "docs"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignore, symlinks=True)
         shutil.copy(ROOT / "pyproject.toml", folder)
-        (folder / "path" / "simspool").mkdir(parents=True)
-        for name in PACKAGES:
-            (folder / "path" / "simspool" / name).symlink_to(folder / name)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
-        [site] = (folder / "venv" / "lib").glob("python*/site-packages")
-        # the copy before this interpreter's packages; those may have a simspool too, which comes second
-        (site / "copy.pth").write_text(f"{folder / 'path'}\n{sysconfig.get_paths()['purelib']}\n")
-        self.python = str(folder / "venv" / "bin" / "python")
+        self.python = interpreter_of(folder)
 
     def apply(self, defect: Defect) -> None:
         """Change the copy. Raises ValueError when the source is not what the defect was written for."""

@@ -29,6 +29,7 @@ ELSEWHERE = frozenset({
     "very many runs in one spool, one in a hundred active", "a disk that is read-only for a while",
     "a backlog of very many records in very many segments: seconds to the first send",
     "a spool that is carried away and synced from there and from here, at once and again",
+    "bundles of runs that go on, each imported twice, and one server that both spools sync to at once",
     "aborts: reused pids, forks, namespaces, other hosts and boots, requests older than the process",
     "an ext4 disk that answers EIO, or that its kernel makes read-only, for good; then it is mounted again", AHEAD,
     "a segment cut at every byte, the rest gone, zeros or old bytes", "every bit of a segment flipped",

@@ -104,7 +104,7 @@ def part(fault: str, name: str) -> Callable[[Callable[[Context, Part], None]], C
 
 MODULES = (
     "fault_kills", "fault_server_kills", "fault_power", "fault_bytes", "fault_disks", "fault_clock", "fault_server", "fault_places",
-    "fault_network",
+    "fault_network", "fault_releases",
 )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ class Script:
         self.ledger, self.errors = ledger, ledger.with_suffix(".stderr")
         with self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*before, sys.executable, str(HERE / "ledger_script.py"), str(ledger), json.dumps(options)],
+                [*before, stage.python, str(HERE / "ledger_script.py"), str(ledger), json.dumps(options)],
                 env={**stage.environment, **env}, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
             )  # fmt: skip
         self.killed = False
@@ -215,7 +215,7 @@ class Stage:
         self, folder: Path, server: RealServer | None, *, spool: Path | None = None, state: Path | None = None, url: str = "",
         env: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.folder, self.server = folder, server
+        self.folder, self.server, self.python = folder, server, sys.executable
         self.spool, self.state = spool or folder / "spool", state or folder / "state"
         self.scripts: list[Script] = []
         self.agents: list[subprocess.Popen[bytes]] = []
@@ -243,8 +243,16 @@ class Stage:
     def sync(self, *before: str, options: tuple[str, ...] = (), env: dict[str, str] | None = None, timeout: float = 240) -> Synced:
         """Run `agent sync` to its end."""
         done = subprocess.run(
-            [*before, sys.executable, "-m", "simspool.agent", "sync", "--json", *options],
+            [*before, self.python, "-m", "simspool.agent", "sync", "--json", *options],
             env={**self.environment, **(env or {})}, capture_output=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        return Synced(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+    def command(self, *words: str, timeout: float = 120) -> Synced:
+        """Run another `agent` command to its end; `words` get a `--json`."""
+        done = subprocess.run(
+            [self.python, "-m", "simspool.agent", *words, "--json"], env=self.environment, cwd=self.folder, capture_output=True,
+            timeout=timeout, check=False,
         )  # fmt: skip
         return Synced(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -252,7 +260,7 @@ class Stage:
         """Start `agent run`."""
         with open(self.folder / "agent.log", "ab") as log:
             made = subprocess.Popen(
-                [*before, sys.executable, "-m", "simspool.agent", "run", *options],
+                [*before, self.python, "-m", "simspool.agent", "run", *options],
                 env={**self.environment, **(env or {})}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.agents.append(made)

@@ -21,6 +21,7 @@ class RealServer:
     def __init__(self, data: Path) -> None:
         self.data, self.port = data, 0
         self.before: tuple[str, ...] = ()  # a program that starts it: a tracer
+        self.python = sys.executable
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -28,7 +29,7 @@ class RealServer:
         (self.data / "url").unlink(missing_ok=True)
         with open(f"{self.data}.log", "a") as log:
             self.process = subprocess.Popen(
-                [*self.before, sys.executable, "-m", "simspool.agent", "serve", "--data", str(self.data), "--port", str(self.port)],
+                [*self.before, self.python, "-m", "simspool.agent", "serve", "--data", str(self.data), "--port", str(self.port)],
                 stdout=subprocess.DEVNULL, stderr=log, text=True,
             )  # fmt: skip
         deadline = time.monotonic() + 30
