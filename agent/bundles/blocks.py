@@ -19,7 +19,9 @@ from .errors import BadBundle
 
 BLOCK = 1 << 20
 HEADER = 4
-_LEVEL = 1  # on rows of numbers as small as level 3, at twice its speed: what is packed here is read and hashed as well
+# Level 1 makes rows of numbers as small as level 3 does, at twice its speed. A hash table that stays in the nearest cache and no matches of
+# 5 bytes make it another eighth faster, and those smaller; source code becomes 3 % larger.
+_LEVEL, _HASH_LOG, _MIN_MATCH = 1, 12, 6
 _RAW = 1 << 31
 _LENGTH = struct.Struct(">I")
 _mine = threading.local()  # zstd's contexts serve one thread at a time
@@ -43,7 +45,10 @@ def pack(block: bytes) -> tuple[bytes, bytes]:
 
     packer = getattr(_mine, "packer", None)
     if packer is None:
-        packer = _mine.packer = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True, write_checksum=False)
+        how = zstandard.ZstdCompressionParameters.from_level(
+            _LEVEL, source_size=BLOCK, hash_log=_HASH_LOG, min_match=_MIN_MATCH, write_content_size=True, write_checksum=False
+        )
+        packer = _mine.packer = zstandard.ZstdCompressor(compression_params=how)
     packed: bytes = packer.compress(block)
     if len(packed) < len(block):
         return _LENGTH.pack(len(packed)), packed
