@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,38 +107,52 @@ class Hasher(Protocol):
         """Return the digest of all of them, in hex."""
 
 
-def put_carried(
-    spool: Spool, run: RunFolder, digest: str, size: int, chunks: Iterable[bytes], hasher: Hasher | None = None
-) -> None:  # fmt: skip
+def put_carried(spool: Spool, run: RunFolder, digest: str, size: int, chunks: Iterable[bytes]) -> None:
     """Store bytes from elsewhere in the run, durably, and in the pool: those of this digest (SHA-256 in hex) and size, and no others.
 
-    `hasher`: a fresh one of SHA-256, where it is to be another than hashlib's. The run's `blobs/` must be there. Raises DamagedBlob for
-    other bytes (no more than `size` are ever written), OSError when the spool cannot take them; then nothing is left behind. A kill leaves
-    a temporary file that the next attempt replaces.
+    The run's `blobs/` must be there. Raises DamagedBlob for other bytes (no more than `size` are ever written), OSError when the spool
+    cannot take them; then nothing is left behind. A kill leaves a temporary file that the next attempt replaces.
+    """
+    land_carried(spool, run, digest, size, chunks, hashlib.sha256())()
+
+
+def land_carried(spool: Spool, run: RunFolder, digest: str, size: int, chunks: Iterable[bytes], hasher: Hasher) -> Callable[[], None]:
+    """Write bytes from elsewhere, and compare them; return what makes them durable and visible, to be called once, in any thread.
+
+    `hasher`: a fresh one of SHA-256. Both raise as `put_carried` does.
     """
     temporary, own = os.path.join(run.blobs, f".tmp-{digest}"), os.path.join(run.blobs, digest)
     atomic.remove(temporary)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
-        try:
-            found, written, begun = hasher or hashlib.sha256(), 0, 0
-            for chunk in chunks:
-                written += len(chunk)
-                if written > size:
-                    raise DamagedBlob(f"the bytes of file {digest} are more than the {size} that it should have")
-                found.update(chunk)
-                _write_all(fd, chunk)
-                begun = filesystem.write_behind(fd, begun, written)
-            if written != size or found.hexdigest() != digest:
-                raise DamagedBlob(f"the bytes of file {digest} are not its: they are {written} with the digest {found.hexdigest()}")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, own)
-    finally:
+        written, begun = 0, 0
+        for chunk in chunks:
+            written += len(chunk)
+            if written > size:
+                raise DamagedBlob(f"the bytes of file {digest} are more than the {size} that it should have")
+            hasher.update(chunk)
+            _write_all(fd, chunk)
+            begun = filesystem.write_behind(fd, begun, written)
+        if written != size or hasher.hexdigest() != digest:
+            raise DamagedBlob(f"the bytes of file {digest} are not its: they are {written}, with another digest")
+    except BaseException:
+        os.close(fd)
         atomic.remove(temporary)
-    atomic.sync_folder(run.blobs)
-    _pool(spool, own, digest)
+        raise
+
+    def finish() -> None:
+        try:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, own)
+        finally:
+            atomic.remove(temporary)
+        atomic.sync_folder(run.blobs)
+        _pool(spool, own, digest)
+
+    return finish
 
 
 def link_carried(spool: Spool, run: RunFolder, digest: str, size: int, path: str) -> None:

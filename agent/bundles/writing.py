@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from simspool.agent.carry.hashing import HashAside
+from simspool.agent.carry.aside import Aside, HashAside
 from simspool.agent.carry.outgoing import Outgoing
 from simspool.agent.carry.parts import BlobPart, RunPart, SegmentPart
 from simspool.agent.exit_codes import CommandError, ExitCode
@@ -87,8 +87,8 @@ def write_bundle(spool: Spool, outgoing: Outgoing, runs: list[RunPart], order: O
         raise CommandError(ExitCode.USAGE, f"cannot write into {order.folder}: {error.strerror}; --output names another folder") from None
     volumes = VolumeWriter(part, order.volume_size)
     try:
-        with workers() as pool:
-            packing = _Packing(spool, outgoing, volumes, pool, progress, {run.run for run in runs})
+        with workers() as pool, Aside("hash") as hashing:
+            packing = _Packing(spool, outgoing, volumes, pool, hashing, progress, {run.run for run in runs})
             for n, run in enumerate(runs):
                 packing.run(run, None if order.limit is None else (order.limit - packing.read) // (len(runs) - n))
         volumes.close()
@@ -122,10 +122,10 @@ class _Packing:
     """Members, as they are packed."""
 
     def __init__(
-        self, spool: Spool, outgoing: Outgoing, volumes: VolumeWriter, pool: ThreadPoolExecutor, progress: Callable[[int], None],
-        runs: Collection[str],
+        self, spool: Spool, outgoing: Outgoing, volumes: VolumeWriter, pool: ThreadPoolExecutor, hashing: Aside,
+        progress: Callable[[int], None], runs: Collection[str],
     ) -> None:  # fmt: skip
-        self._outgoing, self._volumes, self._pool, self._progress = outgoing, volumes, pool, progress
+        self._outgoing, self._volumes, self._pool, self._hashing, self._progress = outgoing, volumes, pool, hashing, progress
         self._runs, self._pool_path = runs, spool.pool_path
         self.members: list[Member] = []
         self.done = Written()
@@ -190,9 +190,9 @@ class _Packing:
                     yield block
 
         try:
-            with HashAside() as hasher:
-                stored = self._store(blocks(hasher))
-                return stored if (hasher.hexdigest(), size) == (part.digest, part.size) else None
+            hasher = HashAside(self._hashing)
+            stored = self._store(blocks(hasher))
+            return stored if (hasher.hexdigest(), size) == (part.digest, part.size) else None
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.EIO}:
                 raise

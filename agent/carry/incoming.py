@@ -19,13 +19,14 @@ from simspool.spool.ids import is_digest
 from simspool.spool.stream import sync_segment
 
 from . import carried
+from .aside import Aside, HashAside
 from .carried import Carried
-from .hashing import HashAside
 from .landing import check_part, land, read_at
 from .parts import HEAD, BlobPart, NotTaken, Position, RunPart, SegmentPart
 
 _INFO = 1 << 20  # bytes of a run.json, as readers bound it
 _SHED = 1 << 26
+_LARGE = 8 << 20  # bytes of a file whose fsync is worth a thread
 
 
 @dataclass(slots=True)
@@ -61,12 +62,16 @@ class Incoming:
         self._runs: dict[str, _Run] = {}
         self._awaited: dict[str, dict[str, int]] = {}  # run that is not begun yet -> blobs that came for it
         self._verified: dict[str, str] = {}  # digest -> where its bytes lie, read and found right
+        self._under_way: set[str] = set()  # digests that may not be durable yet
         self._homes: dict[str, tuple[str, str]] | None = None
         self._known_runs = {run.casefold(): run for run in spool.run_ids()}
         self._fd = _lock(os.path.join(spool.agent, "carry.lock"))
+        self._hashing, self._finishing = Aside("hash"), Aside("finish", ahead=1)
 
     def close(self) -> None:
         """Let others in. Repeating is harmless."""
+        self._finishing.close()
+        self._hashing.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -110,6 +115,7 @@ class Incoming:
 
     def begin_run(self, part: RunPart) -> None:
         """Make the run's folder and what lies beside its records. A run that was pruned here comes back only with a writer that is new."""
+        self._finishing.wait()
         self.check_run(part)
         run = self._runs[part.run] = _Run(self._spool.run(part.run), part, self._pruned(part.run))
         self._known_runs[part.run.casefold()] = part.run
@@ -141,6 +147,7 @@ class Incoming:
 
     def end_run(self, part: RunPart) -> None:
         """Note durably what of the run is here now, and which writers are here to their ends."""
+        self._finishing.wait()
         run = self._begun(part.run)
         if not run.made:
             return
@@ -191,24 +198,44 @@ class Incoming:
             raise NotTaken(f"file {digest}: it has {os.stat(source).st_size} bytes, and not {part.size}")
         is_new = source is None and bool(runs)
         if is_new:
-            _make_inside(runs[0].folder, runs[0].folder.blobs)
-            try:
-                with HashAside() as hasher:
-                    blobs.put_carried(self._spool, runs[0].folder, digest, part.size, chunks, hasher)
-            except DamagedBlob as error:
-                raise NotTaken(f"{error}: carry it again") from None
-            source = self._verified[digest] = os.path.join(runs[0].folder.blobs, digest)
-        if source is None:
+            self._take(runs, part, chunks)
+        elif source is None:
             return False
-        for one in runs:
-            self._link(one, digest, part.size, source)
+        else:
+            self._link_all(runs, part, source)
         for run in part.runs:
             if run not in self._runs:
                 self._awaited.setdefault(run, {})[digest] = part.size
         return is_new
 
+    def _take(self, runs: list[_Run], part: BlobPart, chunks: Iterable[bytes]) -> None:
+        """Write a blob that is new; it becomes durable beside what comes next, which waits for it where it must."""
+        first = runs[0].folder
+        _make_inside(first, first.blobs)
+        try:
+            finish = blobs.land_carried(self._spool, first, part.digest, part.size, chunks, HashAside(self._hashing))
+        except DamagedBlob as error:
+            raise NotTaken(f"{error}: carry it again") from None
+
+        def end() -> None:
+            finish()
+            source = self._verified[part.digest] = os.path.join(first.blobs, part.digest)
+            self._link_all(runs, part, source)
+
+        self._under_way.add(part.digest)
+        self._finishing.do(end)
+        if part.size < _LARGE:
+            self._finishing.wait()
+
+    def _link_all(self, runs: Iterable[_Run], part: BlobPart, source: str) -> None:
+        for run in runs:
+            self._link(run, part.digest, part.size, source)
+
     def _find(self, digest: str, runs: Collection[_Run]) -> str | None:
         """Return where a blob's bytes lie that are right."""
+        if digest in self._under_way:
+            self._finishing.wait()
+            self._under_way.clear()
         known = self._verified.get(digest)
         if known is not None and os.path.exists(known):
             return known
@@ -233,6 +260,7 @@ class Incoming:
 
         Raises NotTaken for what is damaged on its way, does not continue what is here, or is not of the run, writer and number it says.
         """
+        self._finishing.wait()
         run = self._begun(part.run)
         _check_id(part.writer, "writer")
         check_part(part, frames)

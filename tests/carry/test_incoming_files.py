@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from carrying import bring, pack, settle, tree
+from carrying import Parcel, bring, pack, settle, tree
 from recorded import add_file, begin
 from sides import Side
 
@@ -103,3 +105,74 @@ def test_where_links_do_not_work_each_run_has_a_copy(origin: Side, far: Spool, t
     monkeypatch.setattr("simspool.spool.atomic.link", no_links)
     assert bring(far, pack(origin))[1] == []
     assert [Path(far.run(run).blobs, digest).read_bytes() for run in runs] == [b"d" * 5000] * 2
+
+
+def two_large(origin: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str], Parcel]:
+    """Record a run with two files, which count as large."""
+    monkeypatch.setattr("simspool.agent.carry.incoming._LARGE", 1)
+    run, writer = begin(origin.spool)
+    digests = []
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode() * 5000)
+        digests.append(add_file(origin.spool, run, writer, tmp_path / name))
+    writer.close({"status": "completed"})
+    settle(origin)
+    return run, digests, pack(origin)
+
+
+def test_the_next_file_is_written_while_a_large_one_becomes_durable_and_nothing_is_noted_before(
+    origin: Side, far: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, digests, parcel = two_large(origin, tmp_path, monkeypatch)
+    written, real = threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        if threading.current_thread().name.startswith("finish"):
+            assert written.wait(20)  # the first file's fsync ends when the second one is written
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with Incoming(far, origin.spool.id, via="bundle") as incoming:
+        incoming.begin_run(parcel.runs[0])
+        (_, one, first), (_, two, second) = parcel.blobs
+        assert incoming.blob(one, [first])
+        assert not os.path.exists(far.pool_path(one.digest))
+
+        def last() -> Iterator[bytes]:
+            yield second
+            written.set()
+
+        assert incoming.blob(two, last())
+        assert not incoming.blob(one, iter(()))  # one that is under way is waited for, not taken twice
+        incoming.end_run(parcel.runs[0])
+        noted = carried.read(far.run(run))
+        assert noted is not None
+        assert sorted(noted.files) == sorted(digests)
+        assert all(os.path.exists(far.pool_path(digest)) for digest in digests)
+
+
+def test_a_disk_that_refuses_a_large_file_later_is_heard_and_leaves_nothing(
+    origin: Side, far: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, digests, parcel = two_large(origin, tmp_path, monkeypatch)
+    real = os.fsync
+
+    def refuse(fd: int) -> None:
+        if threading.current_thread().name.startswith("finish"):
+            raise OSError(errno.EIO, "a test's disk")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    _, one, data = parcel.blobs[0]
+    with Incoming(far, origin.spool.id, via="bundle") as incoming:
+        incoming.begin_run(parcel.runs[0])
+        assert incoming.blob(one, [data])
+        with pytest.raises(OSError, match="a test's disk"):
+            incoming.end_run(parcel.runs[0])
+    assert os.listdir(far.run(run).blobs) == []
+    assert not os.path.exists(far.pool_path(one.digest))
+    monkeypatch.setattr(os, "fsync", real)
+    assert bring(far, parcel)[1] == []
+    noted = carried.read(far.run(run))
+    assert noted is not None
+    assert sorted(noted.files) == sorted(digests)
