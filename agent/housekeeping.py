@@ -106,7 +106,7 @@ class Housekeeping:
         agent = self._agent
         if not agent.lease.held:
             return
-        retention = Retention(agent.spool, agent.catalog, agent.journal, agent.config.grace)
+        retention = Retention(agent.spool, agent.catalog, agent.journal, agent.config.grace, unknown=agent.ingest.look_again)
         servers = agent.drains.required_servers if agent.drains is not None else None
         try:
             await agent.work(agent.journal.compact_if_large)

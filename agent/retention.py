@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 
 from simspool.agent.budget.account import is_shed
 from simspool.agent.carry import carried, custody
@@ -26,10 +27,13 @@ class Retention:
 
     Where several hosts' agents share the spool, only the holder of its lease deletes, and asks before each step (see Journal.require). An
     agent that was suspended between two steps finds its folder taken back, or ended, by the next holder: its name has the agent's id.
+    `unknown` is called with a run that turned out to have a writer that the catalog does not know.
     """
 
-    def __init__(self, spool: Spool, catalog: Catalog, journal: Journal, grace: float) -> None:
-        self._spool, self._catalog, self._journal, self._grace = spool, catalog, journal, grace
+    def __init__(
+        self, spool: Spool, catalog: Catalog, journal: Journal, grace: float, *, unknown: Callable[[str], object] = lambda _: None
+    ) -> None:  # fmt: skip
+        self._spool, self._catalog, self._journal, self._grace, self._unknown = spool, catalog, journal, grace, unknown
 
     def eligible(self, *servers: str) -> list[str]:
         """Return complete runs of which each of these servers has every record and file, the last receipt older than the grace."""
@@ -72,8 +76,9 @@ class Retention:
             self._journal.note_ids(custody.carried_from(came.origin), {run: came.via})
         going = self.going(run)
         atomic.rename(self._spool.run(run).path, going.path)
-        if set(going.writer_ids()) - known.keys():  # somebody opened it again
+        if set(going.writer_ids()) - known.keys():  # somebody opened it again, maybe on another host, which is seen late
             atomic.rename(going.path, self._spool.run(run).path)
+            self._unknown(run)
             return None
         try:
             self._journal.prune(run, time.time(), known)

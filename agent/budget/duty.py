@@ -85,7 +85,7 @@ class BudgetDuty:
         servers = agent.drains.required_servers if agent.drains is not None else None
         if servers is None:
             return
-        retention = Retention(agent.spool, agent.catalog, agent.journal, 0.0)
+        retention = Retention(agent.spool, agent.catalog, agent.journal, 0.0, unknown=agent.ingest.look_again)
         old = {r for (r,) in await agent.work(agent.catalog.rows, "SELECT id FROM runs WHERE ended < ?", (int((before or 0.0) * 1e9),))}
         for run in await agent.work(retention.eligible, *servers):
             if (before is not None and run not in old) or run in self._kept() or (before is None and not guard.wants_room):

@@ -20,6 +20,7 @@ from simspool.agent.notes import RunNotes
 from simspool.agent.retention import GOING
 from simspool.agent.survivors import Survivors
 from simspool.spool import NewerFormat, Spool, SpoolError, Tail, ids, layout
+from simspool.spool.filesystem import is_network
 from simspool.spool.process import is_alive
 from simspool.spool.reader import read_drop_counts
 from simspool.spool.runstate import AGENTS
@@ -33,6 +34,8 @@ from .taken import is_as_taken
 PASS_BYTES = 8 << 20
 MAX_OPEN = 400
 _SETTLED_NS = 2_000_000_000
+# Network file systems show lists of names that are up to a minute old (sshfs 20 s, NFS 60 s), and some have time stamps of whole seconds.
+_SETTLED_NETWORK_NS = 120_000_000_000
 _STILLBORN = 3600.0
 _DROPS_EVERY = 5  # looks at living writers
 LOOKS = 20
@@ -83,6 +86,7 @@ class Ingest:
         self.begun = 0  # writers whose first record was read
         self.scanned = False
         self.hardener = Hardener(spool, report)
+        self._settled = _SETTLED_NETWORK_NS if is_network(spool.path) else _SETTLED_NS
         self._load()
 
     def _load(self) -> None:
@@ -219,7 +223,7 @@ class Ingest:
         if not entries and self._seen and not os.path.exists(os.path.join(self.spool.path, "SPOOL")):
             raise FileNotFoundError(errno.ENOENT, "the spool is gone: is its disk mounted?", self.spool.path)
         found: list[tuple[str, str, int]] = []
-        now = time.time_ns()
+        settled = time.time_ns() - self._settled
         for run in sorted(entries):
             self._turn()  # many runs on a slow disk take minutes: no hang
             folder = os.path.join(self.spool.runs, run, "w")
@@ -229,25 +233,24 @@ class Ingest:
                 continue
             if self._seen.get(run) != changed:
                 # a folder that changed just now may change again without a new time stamp
-                found.append((run, folder, changed if now - changed > _SETTLED_NS else 0))
+                found.append((run, folder, changed if changed < settled else 0))
         # one that is being deleted has its name back, or a journaled prune, in a moment
         going = {name[len(GOING) :].partition("-")[0] for name in names if name.startswith(GOING)}
         gone = self._seen.keys() - entries - self._pruned - going
         if gone:
             self._learn()
         late = [(w, r) for w, r in self._stillborn.items() if layout.segments(os.path.join(self.spool.runs, r, "w", w))]
-        if not found and not gone and not late:
+        new: list[tuple[str, str]] = []
+        for run, folder, _ in found:
+            old = {w for (w,) in self.catalog.rows("SELECT id FROM writers WHERE run = ?", (run,))} if run in self._seen else set()
+            new += [(w, run) for w in layout.list_writers(folder) if w not in old]
+        found = [(run, folder, changed) for run, folder, changed in found if self._seen.get(run) != changed]
+        if not (found or new or gone or late):
             self.scanned = True
             return 0
         with self._pass() as db:
             for run in sorted(gone):
                 self._forget(db, run)
-            new = [(w, r) for r, folder, _ in found for w in layout.list_writers(folder)]
-            old = set()
-            for run, _, _ in found:
-                if run in self._seen:
-                    old |= {w for (w,) in db.execute("SELECT id FROM writers WHERE run = ?", (run,))}
-            new = [(w, r) for w, r in new if w not in old]
             db.executemany(
                 "INSERT INTO runs(id, seen, complete, status, folder) VALUES (?,?,0,'created','/')"
                 " ON CONFLICT(id) DO UPDATE SET seen=excluded.seen",
@@ -267,6 +270,11 @@ class Ingest:
         self.scanned = True
         self._tell([(w, r) for w, r in new + late if not self.carried.is_carried(r)])
         return len(new) + len(late)
+
+    def look_again(self, run: str) -> None:
+        """Have the next scan list a run's writers, whatever its folder's time says: there is one that is not known. From any thread."""
+        if run in self._seen:
+            self._seen[run] = -1
 
     def _begin_again(self, followed: Followed) -> None:
         """The disk lost what was taken in (a power cut, most likely): take the run in anew, as it is there now. Receipts stay."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def test_a_live_run_is_followed_while_it_is_written(spool: Spool) -> None:
     assert shown["status"] == "completed"
     assert shown["metrics"]["loss"] == {"count": 15, "last": 7.0, "step": 14}
     assert ingest.active == []
+
+
+def test_a_writer_whose_coming_left_no_new_time_stamp_is_found(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network disks show lists late, and some have time stamps of whole seconds: a folder's time proves nothing for two minutes."""
+    monkeypatch.setattr("simspool.agent.ingest.ingest.is_network", lambda _: True)
+    catalog = Catalog(None)
+    run, writer = begin(spool)
+    folder = spool.run(run).writers
+    for age, found in ((100, 1), (130, 0)):
+        then = time.time() - age
+        os.utime(folder, (then, then))
+        ingest = Ingest(spool, catalog)
+        ingest.scan()
+        looks = catalog.connection.total_changes
+        assert ingest.scan() == 0
+        assert catalog.connection.total_changes == looks  # looking again and finding nothing writes nothing
+        Writer(folder, ids.from_text(run)).record(Kind.ATTACH, {"reason": "reconnect"})
+        os.utime(folder, (then, then))
+        assert ingest.scan() == found
+    ingest.look_again(run)  # as retention says that finds it
+    assert ingest.scan() == 1
+    writer.close({"status": "completed"})
 
 
 def test_the_catalog_is_rebuilt_with_no_loss_when_it_is_deleted(spool: Spool, tmp_path: Path) -> None:

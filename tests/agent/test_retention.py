@@ -26,7 +26,8 @@ class Opened:
     def __init__(self, spool: Spool, grace: float) -> None:
         self.catalog = Catalog(catalog_path(spool))
         self.journal = Journal(spool, self.catalog)
-        self.retention = Retention(spool, self.catalog, self.journal, grace)
+        self.unknown: list[str] = []
+        self.retention = Retention(spool, self.catalog, self.journal, grace, unknown=self.unknown.append)
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +127,7 @@ def test_a_run_that_was_opened_again_is_kept_whole(spool: Spool) -> None:
     again.record(Kind.ATTACH, {"reason": "reconnect"})
     with Opened(spool, 0.0) as o:
         assert o.retention.prune(run, "memory") is None
+        assert o.unknown == [run]
     assert set(before) < set(layout.walk_files(spool.run(run).path))
     again.close({"status": "completed"})
 
