@@ -18,7 +18,6 @@ from .errors import DamagedBlob, UnreadableFile
 from .layout import RunFolder, Spool
 
 _CHUNK = 1 << 20
-_LARGE = 8 << 20
 _NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
@@ -203,9 +202,6 @@ def _pool(spool: Spool, own: str, digest: str) -> None:
 
 def _put(spool: Spool, run: RunFolder, source: int, path: str) -> Blob:
     atomic.make_folder(run.blobs)
-    known = _saved_before(spool, run, source, path)
-    if known is not None:
-        return known
     temporary = os.path.join(run.blobs, f".tmp-{ids.to_text(ids.new_id())}")
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
@@ -222,29 +218,6 @@ def _put(spool: Spool, run: RunFolder, source: int, path: str) -> Blob:
     finally:
         atomic.remove(temporary)
     return Blob(digest, size, new)
-
-
-def _saved_before(spool: Spool, run: RunFolder, source: int, path: str) -> Blob | None:
-    """Return the blob of a large file whose bytes the run has: reading them is cheaper than a copy that is thrown away."""
-    size = os.fstat(source).st_size
-    if size < _LARGE:
-        return None
-    with os.scandir(run.blobs) as entries:
-        names = [entry.path for entry in entries if not entry.name.startswith(".")]
-    if size not in map(_size, names):
-        return None
-    try:
-        digest, read = _hash(source)
-    except OSError as error:
-        raise UnreadableFile(error.errno, f"cannot read {path}: {error.strerror}") from None
-    return Blob(digest, read, new=False) if read == size and _known(spool, run, digest, read) else None
-
-
-def _size(path: str) -> int | None:
-    try:
-        return os.lstat(path).st_size
-    except FileNotFoundError:  # it was shed in this moment
-        return None
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:

@@ -60,23 +60,6 @@ def test_saving_the_same_content_again_stores_no_bytes(spool: Spool, run: RunFol
     assert os.listdir(run.blobs) == [first.digest]
 
 
-def test_a_large_file_that_the_run_has_is_read_and_not_copied(
-    spool: Spool, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blobs, "_LARGE", 3000)
-    for name, size in (("a", 5000), ("again", 5000), ("other", 5000), ("small", 100), ("small again", 100)):
-        (tmp_path / name).write_bytes(name[:1].encode() * size)
-    first, other, small = (blobs.put_file(spool, run, str(tmp_path / name)) for name in ("a", "other", "small"))
-    assert [one.new for one in (first, other, small)] == [True, True, True]
-    with monkeypatch.context() as patch:
-        patch.setattr(filesystem, "reflink", lambda *_: pytest.fail("a copy was made"))
-        assert blobs.put_file(spool, run, str(tmp_path / "again")) == blobs.Blob(first.digest, 5000, new=False)
-    assert blobs.put_file(spool, run, str(tmp_path / "small again")) == blobs.Blob(small.digest, 100, new=False)
-    assert sorted(os.listdir(run.blobs)) == sorted([first.digest, other.digest, small.digest])
-    os.unlink(os.path.join(run.blobs, first.digest))
-    assert blobs.put_file(spool, run, str(tmp_path / "a")).new
-
-
 def test_publish_is_harmless_when_repeated_and_skips_what_is_gone(spool: Spool, run: RunFolder) -> None:
     blob = blobs.put_bytes(spool, run, b"x")
     for _ in range(2):
