@@ -34,8 +34,10 @@ from .taken import is_as_taken
 PASS_BYTES = 8 << 20
 MAX_OPEN = 400
 _SETTLED_NS = 2_000_000_000
-# Network file systems show lists of names that are up to a minute old (sshfs 20 s, NFS 60 s), and some have time stamps of whole seconds.
+# Network file systems show lists of names that are up to a minute old (sshfs 20 s, NFS 60 s), some have time stamps of whole seconds, and
+# their clock is another one: what is not a day old by it has to stay as it is for two minutes of this host's.
 _SETTLED_NETWORK_NS = 120_000_000_000
+_OLD_NS = 86_400_000_000_000
 _STILLBORN = 3600.0
 _DROPS_EVERY = 5  # looks at living writers
 LOOKS = 20
@@ -86,7 +88,8 @@ class Ingest:
         self.begun = 0  # writers whose first record was read
         self.scanned = False
         self.hardener = Hardener(spool, report)
-        self._settled = _SETTLED_NETWORK_NS if is_network(spool.path) else _SETTLED_NS
+        self._is_network = is_network(spool.path)
+        self._unsettled: dict[str, tuple[int, int]] = {}  # run -> its folder's time, and since when it is that, by this host's clock
         self._load()
 
     def _load(self) -> None:
@@ -223,7 +226,7 @@ class Ingest:
         if not entries and self._seen and not os.path.exists(os.path.join(self.spool.path, "SPOOL")):
             raise FileNotFoundError(errno.ENOENT, "the spool is gone: is its disk mounted?", self.spool.path)
         found: list[tuple[str, str, int]] = []
-        settled = time.time_ns() - self._settled
+        now = time.time_ns()
         for run in sorted(entries):
             self._turn()  # many runs on a slow disk take minutes: no hang
             folder = os.path.join(self.spool.runs, run, "w")
@@ -233,7 +236,7 @@ class Ingest:
                 continue
             if self._seen.get(run) != changed:
                 # a folder that changed just now may change again without a new time stamp
-                found.append((run, folder, changed if changed < settled else 0))
+                found.append((run, folder, changed if self._is_settled(run, changed, now) else 0))
         # one that is being deleted has its name back, or a journaled prune, in a moment
         going = {name[len(GOING) :].partition("-")[0] for name in names if name.startswith(GOING)}
         gone = self._seen.keys() - entries - self._pruned - going
@@ -271,6 +274,22 @@ class Ingest:
         self._tell([(w, r) for w, r in new + late if not self.carried.is_carried(r)])
         return len(new) + len(late)
 
+    def _is_settled(self, run: str, changed: int, now: int) -> bool:
+        """Whether a list of a folder that is made now has all that the folder's time tells of (ns of its disk's clock; `now`: ours)."""
+        if not self._is_network:
+            return now - changed > _SETTLED_NS
+        if now - changed > _OLD_NS:
+            self._unsettled.pop(run, None)
+            return True
+        known, since = self._unsettled.get(run, (0, 0))
+        if known != changed:
+            self._unsettled[run] = changed, time.monotonic_ns()
+            return False
+        if time.monotonic_ns() - since <= _SETTLED_NETWORK_NS:
+            return False
+        del self._unsettled[run]
+        return True
+
     def look_again(self, run: str) -> None:
         """Have the next scan list a run's writers, whatever its folder's time says: there is one that is not known. From any thread."""
         if run in self._seen:
@@ -298,6 +317,7 @@ class Ingest:
             self._let_go(followed)
         self._stillborn = {w: r for w, r in self._stillborn.items() if r != run}
         self._seen.pop(run, None)
+        self._unsettled.pop(run, None)
         self.carried.forget(run)
         self._report(f"run {run} with {records} records {why}")
 

@@ -53,25 +53,46 @@ def test_a_live_run_is_followed_while_it_is_written(spool: Spool) -> None:
 
 
 def test_a_writer_whose_coming_left_no_new_time_stamp_is_found(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Network disks show lists late, and some have time stamps of whole seconds: a folder's time proves nothing for two minutes."""
+    """Network disks show lists late, have another clock, and some have times of whole seconds: a folder is listed until it has rested."""
     monkeypatch.setattr("simspool.agent.ingest.ingest.is_network", lambda _: True)
+    clock = [time.monotonic_ns()]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: clock[0])
     catalog = Catalog(None)
     run, writer = begin(spool)
     folder = spool.run(run).writers
-    for age, found in ((100, 1), (130, 0)):
-        then = time.time() - age
-        os.utime(folder, (then, then))
-        ingest = Ingest(spool, catalog)
-        ingest.scan()
-        looks = catalog.connection.total_changes
-        assert ingest.scan() == 0
-        assert catalog.connection.total_changes == looks  # looking again and finding nothing writes nothing
+    then = time.time() - 3600  # its clock is an hour behind
+
+    def another_comes() -> None:
         Writer(folder, ids.from_text(run)).record(Kind.ATTACH, {"reason": "reconnect"})
         os.utime(folder, (then, then))
-        assert ingest.scan() == found
-    ingest.look_again(run)  # as retention says that finds it
+
+    os.utime(folder, (then, then))
+    ingest = Ingest(spool, catalog)
+    assert ingest.scan() == 1
+    clock[0] += 119 * 10**9
+    another_comes()
+    assert ingest.scan() == 1
+    changes = catalog.connection.total_changes
+    assert ingest.scan() == 0
+    assert catalog.connection.total_changes == changes  # looking again and finding nothing writes nothing
+    clock[0] += 2 * 10**9
+    assert ingest.scan() == 0
+    another_comes()
+    assert ingest.scan() == 0  # it has rested: only a new time tells of more
+    ingest.look_again(run)  # or retention, which finds it
     assert ingest.scan() == 1
     writer.close({"status": "completed"})
+
+
+def test_a_folder_that_is_a_day_old_has_rested_at_the_first_look(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simspool.agent.ingest.ingest.is_network", lambda _: True)
+    catalog = Catalog(None)
+    run = whole(spool)
+    then = time.time() - 90_000
+    os.utime(spool.run(run).writers, (then, then))
+    take_all(spool, catalog)
+    monkeypatch.setattr(layout, "list_writers", lambda _: pytest.fail("it was listed again"))
+    assert Ingest(spool, catalog).scan() == 0
 
 
 def test_the_catalog_is_rebuilt_with_no_loss_when_it_is_deleted(spool: Spool, tmp_path: Path) -> None:
