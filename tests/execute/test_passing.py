@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from executing import EXEC, Place, until
 
@@ -147,8 +149,11 @@ def test_a_command_that_writes_seldom_learns_it_at_its_next_write(place: Place) 
 
 def children(pid: int, name: str) -> list[int]:
     """Return the children of a process that run a program."""
-    pids = [int(p) for thread in os.listdir(f"/proc/{pid}/task") for p in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
-    return [p for p in pids if Path(f"/proc/{p}/comm").read_text().strip() == name]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child.pid] if child.name() == name else []
+    return found
 
 
 def has_reader(pid: int) -> bool:
