@@ -133,8 +133,9 @@ def land_carried(spool: Spool, run: RunFolder, digest: str, size: int, chunks: I
             hasher.update(chunk)
             _write_all(fd, chunk)
             begun = filesystem.write_behind(fd, begun, written)
-        if written != size or hasher.hexdigest() != digest:
-            raise DamagedBlob(f"the bytes of file {digest} are not its: they are {written}, with another digest")
+        found = hasher.hexdigest()
+        if written != size or found != digest:
+            raise DamagedBlob(f"the bytes of file {digest} are not its: they are {written} with the digest {found}")
     except BaseException:
         os.close(fd)
         atomic.remove(temporary)

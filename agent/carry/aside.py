@@ -10,6 +10,8 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+_SMALL = 64 << 10  # bytes that are hashed sooner than a thread wakes up
+
 
 class Aside:
     """Makes calls in one thread, in the order in which they are given; `ahead` of them wait at most. A context manager.
@@ -51,7 +53,11 @@ class HashAside:
 
     def update(self, data: bytes, /) -> None:
         """Hash these bytes too."""
-        self._aside.do(partial(self._digest.update, data))
+        if len(data) < _SMALL:
+            self._aside.wait()
+            self._digest.update(data)
+        else:
+            self._aside.do(partial(self._digest.update, data))
 
     def hexdigest(self) -> str:
         """Return the digest of everything so far, in hex."""

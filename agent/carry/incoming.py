@@ -222,10 +222,11 @@ class Incoming:
             source = self._verified[part.digest] = os.path.join(first.blobs, part.digest)
             self._link_all(runs, part, source)
 
+        if part.size < _LARGE:
+            end()
+            return
         self._under_way.add(part.digest)
         self._finishing.do(end)
-        if part.size < _LARGE:
-            self._finishing.wait()
 
     def _link_all(self, runs: Iterable[_Run], part: BlobPart, source: str) -> None:
         for run in runs:
