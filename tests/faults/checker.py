@@ -252,16 +252,10 @@ def _state(server: RealServer, saids: Sequence[Said]) -> list[Any]:
 
 def check_balance(stage: Stage) -> list[str]:
     """I4: what `agent status` says is recorded equals acknowledged, waiting, refused and pruned together."""
-    import json
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-m", "simspool.agent", "status", "--json"], env=stage.environment, capture_output=True, timeout=120, check=False
-    )
+    done = stage.command("status")
     try:
-        records = json.loads(done.stdout)["records"]
+        records = done.report["records"]
         parts = [records[k] for k in ("acknowledged", "waiting", "refused", "pruned")]
-    except (ValueError, KeyError, TypeError):
-        return [f"I4: `agent status` says nothing: {done.returncode} {done.stderr.decode()[-300:]}"]
+    except (KeyError, TypeError):
+        return [f"I4: `agent status` says nothing: {done.code} {done.errors[-300:]}"]
     return [] if records["recorded"] == sum(parts) else [f"I4: `agent status` does not balance: {records}"]

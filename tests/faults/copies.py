@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -27,6 +28,8 @@ def interpreter_of(tree: Path) -> str:
 
 def earlier_tree(revision: str, folder: Path) -> Path:
     """Put the packages as they were at a revision into a folder. Raises LookupError where the history does not have it."""
+    if shutil.which("git") is None:
+        raise LookupError("git is not installed: the tree's history cannot be read")
     found = subprocess.run(["git", "-C", str(ROOT), "archive", revision, *PACKAGES], capture_output=True, check=False)
     if found.returncode:
         raise LookupError(f"{revision} is not in this tree's history: {found.stderr.decode(errors='replace').strip()[-200:]}")

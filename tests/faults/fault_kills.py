@@ -17,7 +17,7 @@ from types import ModuleType
 
 from checker import check_drained, check_scripts
 from real_server import RealServer
-from trials import HERE, Context, NotHere, Part, Stage, part, until
+from trials import HERE, Context, NotHere, Part, Stage, part, sync_at_once, until
 
 sys.path.insert(0, str(HERE.parent / "agent"))  # kill_points lies with the agent's tests
 
@@ -206,8 +206,7 @@ def two_syncs(c: Context, out: Part) -> None:
     for _ in range(c.pick(1, 2, 10)):
         with Stage(c.room(), c.server) as stage:
             stage.record(2, calls=300)
-            with ThreadPoolExecutor(2) as pool:
-                codes = [f.result().code for f in [pool.submit(stage.sync) for _ in range(2)]]
+            codes = [done.code for done in sync_at_once(stage, stage)]
             wrong = [] if codes == [0, 0] else [f"I8: the syncs ended with {codes}"]
             out.tried([*wrong, *check_scripts(stage.scripts), *check_drained(stage)])
 

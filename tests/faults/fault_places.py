@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import hostile
 from checker import check_drained, check_prefix, check_spool, read_run
 from real_server import RealServer
 from recorded import begin, fill, whole
-from trials import Context, NotHere, Part, Stage, Synced, part, until
+from trials import Context, Done, NotHere, Part, Stage, part, sync_at_once, until
 
 from simspool.spool import Durability, Kind, Writer, ids, open_spool, segment
 
@@ -168,8 +167,7 @@ def carried(c: Context, out: Part) -> None:
             there.mkdir()
             shutil.copytree(stage.spool, there / "spool", ignore=lambda _, names: [n for n in names if n.startswith(".tmp") or n == "lock"])
             copy = Stage(there, c.server)
-            with ThreadPoolExecutor(2) as pool:
-                codes = [f.result().code for f in [pool.submit(copy.sync), pool.submit(stage.sync)]]
+            codes = [done.code for done in sync_at_once(copy, stage)]
             script.wait_for(1001)
             codes += [copy.sync().code, stage.sync().code]
             wrong = [] if codes == [0] * 4 else [f"I8: the syncs ended with {codes}"]
@@ -188,28 +186,33 @@ def bundled(c: Context, out: Part) -> None:
             far = Stage(room, c.server)
             wrong, bundles = list[str](), list[str]()
 
-            def ordered(done: Synced, wrong: list[str] = wrong) -> Synced:
+            def ordered(done: Done, wrong: list[str] = wrong) -> Done:
                 if done.code != 0:
                     wrong.append(f"I8: a command ended with {done.code}: {done.output[-200:]}{done.errors[-300:]}")
                 return done
 
+            def create(stage: Stage = stage) -> str:
+                return str(ordered(stage.command("bundle", "create", "--output", str(stage.folder))).report["path"])
+
+            def bring_receipt(stage: Stage = stage, far: Stage = far) -> None:
+                made = ordered(far.command("bundle", "receipt", "--output", str(far.folder))).report["path"]
+                ordered(stage.command("bundle", "apply-receipt", made))
+
             for goal in (*sorted(choice.sample(range(50, 1000), 3)), 1002):
                 script.wait_for(goal)
-                made = ordered(stage.command("bundle", "create")).report["path"]
+                made = create()
                 bundles += [made] if made else []  # none: the last receipt covers everything
                 for bundle in choice.sample([bundles[-1], choice.choice(bundles)], 2):
                     ordered(far.command("bundle", "import", bundle))
-                with ThreadPoolExecutor(2) as pool:
-                    for one in [pool.submit(far.sync), pool.submit(stage.sync)]:
-                        ordered(one.result())
+                for done in sync_at_once(far, stage):
+                    ordered(done)
                 if choice.random() < 0.5:
-                    receipt = ordered(far.command("bundle", "receipt")).report["path"]
-                    ordered(stage.command("bundle", "apply-receipt", str(room / receipt)))
+                    bring_receipt()
             script.wait()
-            if made := ordered(stage.command("bundle", "create")).report["path"]:
+            if made := create():
                 ordered(far.command("bundle", "import", made))
             ordered(far.sync())
-            ordered(stage.command("bundle", "apply-receipt", str(room / ordered(far.command("bundle", "receipt")).report["path"])))
+            bring_receipt()
             again = far.sync()
             if (again.code, again.report.get("sent_records")) != (0, 0):
                 wrong.append(f"I8: a second sync of the far side sent {again.report.get('sent_records')} records")

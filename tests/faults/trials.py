@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -240,21 +241,17 @@ class Stage:
         for made in [self.script(**options) for _ in range(scripts)]:
             made.wait()
 
-    def sync(self, *before: str, options: tuple[str, ...] = (), env: dict[str, str] | None = None, timeout: float = 240) -> Synced:
+    def sync(self, *before: str, options: tuple[str, ...] = (), env: dict[str, str] | None = None, timeout: float = 240) -> Done:
         """Run `agent sync` to its end."""
-        done = subprocess.run(
-            [*before, self.python, "-m", "simspool.agent", "sync", "--json", *options],
-            env={**self.environment, **(env or {})}, capture_output=True, timeout=timeout, check=False,
-        )  # fmt: skip
-        return Synced(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        return self.command("sync", *options, before=before, env=env, timeout=timeout)
 
-    def command(self, *words: str, timeout: float = 120) -> Synced:
-        """Run another `agent` command to its end; `words` get a `--json`."""
+    def command(self, *words: str, before: tuple[str, ...] = (), env: dict[str, str] | None = None, timeout: float = 120) -> Done:
+        """Run an `agent` command to its end, with `--json`."""
         done = subprocess.run(
-            [self.python, "-m", "simspool.agent", *words, "--json"], env=self.environment, cwd=self.folder, capture_output=True,
-            timeout=timeout, check=False,
+            [*before, self.python, "-m", "simspool.agent", *words, "--json"], env={**self.environment, **(env or {})},
+            capture_output=True, timeout=timeout, check=False,
         )  # fmt: skip
-        return Synced(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
     def agent(self, *before: str, env: dict[str, str] | None = None, options: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         """Start `agent run`."""
@@ -289,8 +286,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Synced:
-    """How an `agent sync` ended."""
+class Done:
+    """How an `agent` command ended."""
 
     code: int
     output: str
@@ -304,3 +301,9 @@ class Synced:
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def sync_at_once(*stages: Stage) -> list[Done]:
+    """Run `agent sync` on all of these at the same time."""
+    with ThreadPoolExecutor(len(stages)) as pool:
+        return list(pool.map(Stage.sync, stages))
