@@ -69,7 +69,7 @@ def _write(folder: Path, size: int) -> float:
 def bundles(plan: Plan) -> list[Figure]:
     """`agent bundle create` and `import` of a run with large files, over hashing these files; what a start takes is subtracted.
 
-    In memory, which is what the software takes, and on the disk: there also over what it takes to write as many bytes as they write, durably.
+    In memory, which is what the software takes, and on the disk; also over what it takes to write as many bytes as they write, durably.
     Each is the best of its rounds: where a host lends memory and disk, the others measure how fast it hands them out.
     """
     figures, memory = [], Path("/dev/shm")
@@ -114,8 +114,9 @@ def _create_and_import(plan: Plan, kind: str, where: str) -> list[Figure]:
     for what, took, peak, written in (("create", creating, peaks[0], stored), ("import", importing, peaks[1], 1.0)):
         best = min(took)
         detail = (
-            f"{size / best / 1e6:.0f} MB/s, median {size / median(took) / 1e6:.0f}; peak {peak / 1e6:.0f} MB; {stored:.2f} of the bytes are "
-            f"carried; {max(bare, disk * written) / best:.2f} x of the slower one of hashing, and writing what is written"
+            f"{size / best / 1e6:.0f} MB/s, median {size / median(took) / 1e6:.0f}; peak {peak / 1e6:.0f} MB; "
+            f"{stored:.2f} of the bytes are carried; "
+            f"{max(bare, disk * written) / best:.2f} x of the slower one of hashing, and writing what is written"
         )
         name = f"bundle {what}, {kind}, {where}, over hashing the bytes"
         figures.append(Figure(name, bare / best, "x", 0.5, lower=False, reference=reference, n=f"{rounds}", detail=detail))
