@@ -66,7 +66,7 @@ class _Keeper:
                 self._thread = thread
 
     def pause(self) -> None:
-        """End the thread before a fork; Python warns of forks beside threads, and with reason."""
+        """End the thread; Python warns of forks beside threads, and with reason."""
         self._paused = True
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -122,7 +122,8 @@ def wake() -> None:
         _keeper.wake()
 
 
-def _before_fork() -> None:
+def pause() -> None:
+    """End the thread, before a fork or at the interpreter's end."""
     if _keeper is not None:
         _keeper.pause()
 
@@ -137,4 +138,4 @@ def _in_child() -> None:
     _keeper = None
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+os.register_at_fork(before=pause, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -7,6 +7,7 @@ tried again about once a second.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
 import sys
@@ -485,6 +486,18 @@ def _close_all() -> None:
         else:
             recording.close(recording.status_at_exit, None)
         recording.say_how_it_ended()
+    if isinstance(error, KeyboardInterrupt):
+        _remember_interrupt()
+
+
+def _remember_interrupt() -> None:
+    """Have the interpreter exit by SIGINT, as it does after an interrupt that nobody caught.
+
+    It forgets that, and exits with 1, when any text is evaluated afterwards: as imports with dataclasses do, also in a thread.
+    """
+    keeper.pause()
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")  # noqa: S102 - only text counts: the interpreter notes what leaves it
 
 
 def status_of(error: BaseException) -> str | None:

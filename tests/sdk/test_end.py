@@ -73,6 +73,21 @@ def test_a_script_that_never_closes_ends_truthfully_and_with_its_own_exit_code(
     assert not spool.damage
 
 
+def test_an_interrupt_shows_in_the_exit_code_also_where_it_takes_long_to_report(script: Any, found: Any) -> None:
+    # the keeper imports the sampler meanwhile, which makes the interpreter forget
+    done = script("""
+        import sys, time
+        from simspool.sdk import Run
+        run = Run(mode="offline")
+        run.init("x")
+        run.log_metrics({"a": 1.0})
+        sys.excepthook = lambda *_: time.sleep(2.5)
+        raise KeyboardInterrupt
+    """)
+    assert done.returncode == -2, done.stderr
+    assert found().only("close")["status"] == "terminated"
+
+
 def test_close_says_how_to_sync_only_online(script: Any, found: Any) -> None:
     text = """
         import sys
