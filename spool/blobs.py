@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import atomic, filesystem, ids, links
+from .direct_io import PlainSink, Sink
 from .errors import DamagedBlob, UnreadableFile
 from .layout import RunFolder, Spool
 
@@ -113,30 +114,33 @@ def put_carried(spool: Spool, run: RunFolder, digest: str, size: int, chunks: It
     The run's `blobs/` must be there. Raises DamagedBlob for other bytes (no more than `size` are ever written), OSError when the spool
     cannot take them; then nothing is left behind. A kill leaves a temporary file that the next attempt replaces.
     """
-    land_carried(spool, run, digest, size, chunks, hashlib.sha256())()
+    land_carried(spool, run, digest, size, chunks, hashlib.sha256(), PlainSink)()
 
 
-def land_carried(spool: Spool, run: RunFolder, digest: str, size: int, chunks: Iterable[bytes], hasher: Hasher) -> Callable[[], None]:
+def land_carried(
+    spool: Spool, run: RunFolder, digest: str, size: int, chunks: Iterable[bytes], hasher: Hasher, open_sink: Callable[[int], Sink]
+) -> Callable[[], None]:  # fmt: skip
     """Write bytes from elsewhere, and compare them; return what makes them durable and visible, to be called once, in any thread.
 
-    `hasher`: a fresh one of SHA-256. Both raise as `put_carried` does.
+    `hasher`: a fresh one of SHA-256. `open_sink` returns what writes into a descriptor. Both raise as `put_carried` does.
     """
     temporary, own = os.path.join(run.blobs, f".tmp-{digest}"), os.path.join(run.blobs, digest)
     atomic.remove(temporary)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    sink = open_sink(fd)
     try:
-        written, begun = 0, 0
+        written = 0
         for chunk in chunks:
             written += len(chunk)
             if written > size:
                 raise DamagedBlob(f"the bytes of file {digest} are more than the {size} that it should have")
             hasher.update(chunk)
-            _write_all(fd, chunk)
-            begun = filesystem.write_behind(fd, begun, written)
+            sink.write(chunk)
         found = hasher.hexdigest()
         if written != size or found != digest:
             raise DamagedBlob(f"the bytes of file {digest} are not its: they are {written} with the digest {found}")
     except BaseException:
+        sink.abandon()
         os.close(fd)
         atomic.remove(temporary)
         raise
@@ -144,8 +148,10 @@ def land_carried(spool: Spool, run: RunFolder, digest: str, size: int, chunks: I
     def finish() -> None:
         try:
             try:
+                sink.flush()
                 os.fsync(fd)
             finally:
+                sink.abandon()
                 os.close(fd)
             os.rename(temporary, own)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 # Mapped segments need a local file system that gives real blocks to fallocate, so that a full disk is an error, not SIGBUS.
@@ -48,7 +49,7 @@ def reflink(source_fd: int, target_fd: int) -> bool:
     return True
 
 
-_BEHIND = 8 << 20  # bytes that are written to the disk together
+_BEHIND = 8 << 20  # bytes that are written to the disk, or forgotten, together
 
 
 def write_behind(fd: int, begun: int, written: int) -> int:
@@ -59,8 +60,18 @@ def write_behind(fd: int, begun: int, written: int) -> int:
     """
     if written - begun < _BEHIND:
         return begun
-    try:
+    with contextlib.suppress(OSError):
         os.posix_fadvise(fd, begun, written - begun, os.POSIX_FADV_DONTNEED)  # begins the writing; what is not written yet stays
-    except (OSError, AttributeError):
-        pass
     return written
+
+
+def forget_behind(fd: int, begun: int, at: int) -> int:
+    """Have the kernel use the memory again that a large file's bytes took while it was read, in order and once: it reads faster so.
+
+    `begun`: up to where that was done before, 0 at first; returns up to where it is now. `at`: up to where the file was read.
+    """
+    if at - begun < _BEHIND:
+        return begun
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, begun, at - begun, os.POSIX_FADV_DONTNEED)
+    return at

@@ -11,10 +11,12 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from simspool.spool import DamagedBlob, Locked, RunFolder, Spool, atomic, blobs, ids, layout, shed
+from simspool.spool.direct_io import DirectIO
 from simspool.spool.ids import is_digest
 from simspool.spool.stream import sync_segment
 
@@ -66,12 +68,13 @@ class Incoming:
         self._homes: dict[str, tuple[str, str]] | None = None
         self._known_runs = {run.casefold(): run for run in spool.run_ids()}
         self._fd = _lock(os.path.join(spool.agent, "carry.lock"))
-        self._hashing, self._finishing = Aside("hash"), Aside("finish", ahead=1)
+        self._direct, self._hashing, self._finishing = DirectIO(), Aside("hash"), Aside("finish", ahead=1)
 
     def close(self) -> None:
         """Let others in. Repeating is harmless."""
         self._finishing.close()
         self._hashing.close()
+        self._direct.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -213,7 +216,8 @@ class Incoming:
         first = runs[0].folder
         _make_inside(first, first.blobs)
         try:
-            finish = blobs.land_carried(self._spool, first, part.digest, part.size, chunks, HashAside(self._hashing))
+            open_sink = partial(self._direct.sink, size=part.size)
+            finish = blobs.land_carried(self._spool, first, part.digest, part.size, chunks, HashAside(self._hashing), open_sink)
         except DamagedBlob as error:
             raise NotTaken(f"{error}: carry it again") from None
 

@@ -31,7 +31,7 @@ from sides import Side
 from simspool.agent.carry import carried
 from simspool.spool import Spool, open_spool
 
-SYSCALLS = ("write", "pwrite64", "fdatasync", "fsync", "rename", "link", "unlink", "ftruncate", "mkdir", "chmod", "flock")
+SYSCALLS = ("write", "pwrite64", "fdatasync", "fsync", "rename", "link", "unlink", "ftruncate", "mkdir", "chmod", "flock", "fcntl")
 
 
 class Case:
@@ -43,7 +43,7 @@ class Case:
         with Side(folder / "origin") as origin:
             self.origin: Spool = origin.spool
             (folder / "one").write_bytes(b"1" * 3000)
-            (folder / "two").write_bytes(b"2" * 3000)
+            (folder / "two").write_bytes(random.Random(2).randbytes((9 << 20) + 1))  # large enough for direct I/O
             growing, writer = begin(origin.spool, "growing")
             fill(writer, 50)
             add_file(origin.spool, growing, writer, folder / "one")
