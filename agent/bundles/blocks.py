@@ -6,12 +6,14 @@ block's true size before it looks at it: 1 MiB, the last one the rest. So nothin
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
@@ -21,7 +23,7 @@ BLOCK = 1 << 20
 HEADER = 4
 # Level 1 makes rows of numbers as small as level 3 does, at twice its speed. A hash table that stays in the nearest cache and no matches of
 # 5 bytes make it another eighth faster, and those smaller; source code becomes 3 % larger.
-_LEVEL, _HASH_LOG, _MIN_MATCH = 1, 12, 6
+_LEVEL, _HASH_LOG, _MIN_MATCH = 1, 12, 7
 _RAW = 1 << 31
 _LENGTH = struct.Struct(">I")
 _mine = threading.local()  # zstd's contexts serve one thread at a time
@@ -53,6 +55,52 @@ def pack(block: bytes) -> tuple[bytes, bytes]:
     if len(packed) < len(block):
         return _LENGTH.pack(len(packed)), packed
     return _LENGTH.pack(len(block) | _RAW), block
+
+
+class FilePacker:
+    """Packs a file of `size` bytes block by block, and hashes it on the way: `jobs` are for `in_order`, `hexdigest` is right after them.
+
+    A thread of the pool reads a block, hashes it in its turn, and packs it: so it stays in that processor's cache. The jobs raise OSError,
+    EIO also for a file that has become shorter.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self._size = fd, size
+        self._digest = hashlib.sha256()  # and the files' names are its digests: no other one will do
+        self._hashed, self._failed = 0, False
+        self._turn = threading.Condition()
+
+    def jobs(self) -> Iterator[Callable[[], tuple[bytes, bytes]]]:
+        """Yield what packs the blocks, in order."""
+        return (partial(self._pack, at) for at in range(0, self._size, BLOCK))
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of everything, in hex."""
+        return self._digest.hexdigest()
+
+    def _pack(self, at: int) -> tuple[bytes, bytes]:
+        size = min(BLOCK, self._size - at)
+        try:
+            block = os.pread(self._fd, size, at)
+            if len(block) != size:
+                raise OSError(errno.EIO, "the file became shorter while it was read")
+            self._hash(block, at)
+        except BaseException:
+            with self._turn:  # those behind it would wait for ever
+                self._failed = True
+                self._turn.notify_all()
+            raise
+        return pack(block)
+
+    def _hash(self, block: bytes, at: int) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._hashed == at or self._failed)
+            if self._failed:
+                raise OSError(errno.EIO, "what comes before it could not be read")
+        self._digest.update(block)
+        with self._turn:
+            self._hashed = at + len(block)
+            self._turn.notify_all()
 
 
 def unpack(stored: bytes, size: int) -> bytes:
@@ -95,10 +143,10 @@ def read_blocks(read: Callable[[int], bytes], size: int, stored: int, pool: Thre
     return in_order(pool, jobs())
 
 
-def in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], T] | T], ahead: int = 4) -> Iterator[T]:
+def in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], T] | T], ahead: int = 4) -> Generator[T, None, None]:
     """Yield what the jobs return, in order; the pool is a few of them ahead. The jobs are found in the caller's thread.
 
-    A job may be its own result.
+    A job may be its own result, and may wait for those before it. None runs any more when this has ended, or was closed.
     """
     waiting: deque[Future[T] | T] = deque()
     try:
@@ -109,13 +157,20 @@ def in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], T] | T], ahea
         while waiting:
             yield _result(waiting.popleft())
     finally:
-        for one in waiting:
-            if isinstance(one, Future):
-                one.cancel()
+        # the last ones first: none waits for these
+        wait([one for one in reversed(waiting) if isinstance(one, Future) and not one.cancel()])
 
 
 def _result(one: Future[T] | T) -> T:
     return one.result() if isinstance(one, Future) else one
+
+
+def keep_memory() -> None:
+    """Have this process use the memory of freed blocks again, instead of getting it from the kernel anew, page by page.
+
+    For a command that ends soon: glibc holds back at most twice the largest mapping that was freed, and never less again.
+    """
+    bytes(31 << 20)  # never touched; 32 MiB is the largest that counts
 
 
 def workers() -> ThreadPoolExecutor:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Sequence
 
 from simspool.spool import atomic, filesystem
+from simspool.spool.direct_io import DirectIO, PlainSink, Sink
 
 from .errors import BadBundle, VolumeMissing
 
@@ -38,10 +39,10 @@ def open_file(folder: str, name: str) -> tuple[int, int]:
 class VolumeWriter:
     """Writes volumes into a folder. `limit`: the most bytes of one (None: one volume takes all). Raises OSError."""
 
-    def __init__(self, folder: str, limit: int | None) -> None:
-        self._folder, self._limit = folder, limit
+    def __init__(self, folder: str, limit: int | None, direct: DirectIO) -> None:
+        self._folder, self._limit, self._direct = folder, limit, direct
         self._fd: int | None = None
-        self._begun = 0  # bytes of the open volume that are on their way to the disk
+        self._sink: Sink = PlainSink(-1)
         self.sizes: list[int] = []
 
     @property
@@ -57,10 +58,10 @@ class VolumeWriter:
             if self._fd is None or not room:
                 self._next()
                 continue
-            written = os.write(self._fd, view[:room])
-            self.sizes[-1] += written
-            self._begun = filesystem.write_behind(self._fd, self._begun, self.sizes[-1])
-            view = view[written:]
+            part = view[:room]
+            self._sink.write(part)
+            self.sizes[-1] += len(part)
+            view = view[len(part) :]
 
     def back_to(self, total: int) -> None:
         """Forget what was written after the first `total` bytes."""
@@ -68,19 +69,22 @@ class VolumeWriter:
             self._close()
             atomic.remove(os.path.join(self._folder, volume_name(len(self.sizes) - 1)))
             self.sizes.pop()
-        if self.sizes and self.total > total:
-            self.sizes[-1] -= self.total - total
-        if self.sizes:
+        if not self.sizes:
+            return
+        if self._fd is not None:
+            self._sink.flush()
             self._close()
-            self._begun = self.sizes[-1]
-            self._fd = os.open(self._path(), os.O_WRONLY | os.O_CLOEXEC)
-            os.ftruncate(self._fd, self.sizes[-1])
-            os.lseek(self._fd, 0, os.SEEK_END)
+        self.sizes[-1] -= self.total - total
+        self._fd = os.open(self._path(), os.O_WRONLY | os.O_CLOEXEC)
+        os.ftruncate(self._fd, self.sizes[-1])
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._sink = PlainSink(self._fd, self.sizes[-1])
 
     def close(self) -> None:
         """Make the last volume durable, and close it."""
         if self._fd is not None:
             try:
+                self._sink.flush()
                 os.fsync(self._fd)
             finally:
                 self._close()
@@ -93,11 +97,12 @@ class VolumeWriter:
         if len(self.sizes) >= MOST:
             raise BadBundle(f"over {MOST} volumes: give a larger --volume-size")
         self.sizes.append(0)
-        self._begun = 0
         self._fd = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._sink = self._direct.sink(self._fd)
 
     def _close(self) -> None:
         if self._fd is not None:
+            self._sink.abandon()
             os.close(self._fd)
             self._fd = None
 
@@ -113,6 +118,7 @@ class VolumeReader:
         self._starts: list[int] = []
         self._fd: int | None = None
         self._open = -1
+        self._begun = 0  # bytes of the open volume that were read, and need not stay in memory
         self.missing: list[str] = []
         at = 0
         for index, size in enumerate(sizes):
@@ -137,7 +143,9 @@ class VolumeReader:
         while length:
             index = self._index(start)
             wanted = min(length, self._starts[index + 1] - start)
-            data = os.pread(self._opened(index), wanted, start - self._starts[index])
+            at = start - self._starts[index]
+            data = os.pread(self._opened(index), wanted, at)
+            self._begun = filesystem.forget_behind(self._opened(index), self._begun, at + len(data))
             if not data:
                 raise BadBundle(f"{os.path.join(self._folder, volume_name(index))} became shorter while it was read: import it again")
             parts.append(data)
@@ -170,5 +178,5 @@ class VolumeReader:
         if self._fd is None or self._open != index:
             self.close()
             self._fd, _ = open_file(self._folder, volume_name(index))
-            self._open = index
+            self._open, self._begun = index, 0
         return self._fd

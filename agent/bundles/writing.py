@@ -7,21 +7,22 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from simspool.agent.carry.aside import Aside, HashAside
 from simspool.agent.carry.outgoing import Outgoing
 from simspool.agent.carry.parts import BlobPart, RunPart, SegmentPart
 from simspool.agent.exit_codes import CommandError, ExitCode
 from simspool.spool import Spool, atomic, ids, records
+from simspool.spool.direct_io import DirectIO
 
 from . import signing
-from .blocks import BLOCK, in_order, pack, workers
+from .blocks import BLOCK, FilePacker, in_order, pack, workers
 from .manifest import MEMBERS, Manifest, Member, encode
 from .volumes import VolumeWriter
 
@@ -85,10 +86,11 @@ def write_bundle(spool: Spool, outgoing: Outgoing, runs: list[RunPart], order: O
         os.mkdir(part, 0o700)
     except OSError as error:
         raise CommandError(ExitCode.USAGE, f"cannot write into {order.folder}: {error.strerror}; --output names another folder") from None
-    volumes = VolumeWriter(part, order.volume_size)
+    direct = DirectIO()
+    volumes = VolumeWriter(part, order.volume_size, direct)
     try:
-        with workers() as pool, Aside("hash") as hashing:
-            packing = _Packing(spool, outgoing, volumes, pool, hashing, progress, {run.run for run in runs})
+        with workers() as pool:
+            packing = _Packing(spool, outgoing, volumes, pool, progress, {run.run for run in runs})
             for n, run in enumerate(runs):
                 packing.run(run, None if order.limit is None else (order.limit - packing.read) // (len(runs) - n))
         volumes.close()
@@ -105,6 +107,8 @@ def write_bundle(spool: Spool, outgoing: Outgoing, runs: list[RunPart], order: O
         with contextlib.suppress(OSError):
             _discard(volumes, part)
         raise
+    finally:
+        direct.close()
     done = packing.done
     done.path, done.id, done.signed = path, bundle, order.key is not None
     done.stored, done.volumes, done.problems = sum(volumes.sizes), len(volumes.sizes), dict(outgoing.problems)
@@ -122,10 +126,10 @@ class _Packing:
     """Members, as they are packed."""
 
     def __init__(
-        self, spool: Spool, outgoing: Outgoing, volumes: VolumeWriter, pool: ThreadPoolExecutor, hashing: Aside,
-        progress: Callable[[int], None], runs: Collection[str],
+        self, spool: Spool, outgoing: Outgoing, volumes: VolumeWriter, pool: ThreadPoolExecutor, progress: Callable[[int], None],
+        runs: Collection[str],
     ) -> None:  # fmt: skip
-        self._outgoing, self._volumes, self._pool, self._hashing, self._progress = outgoing, volumes, pool, hashing, progress
+        self._outgoing, self._volumes, self._pool, self._progress = outgoing, volumes, pool, progress
         self._runs, self._pool_path = runs, spool.pool_path
         self.members: list[Member] = []
         self.done = Written()
@@ -141,7 +145,7 @@ class _Packing:
             return
         ends = {writer: list(end) for writer, end in part.final.items()}
         state = records.encode({"info": dict(part.info), "shed": None if part.shed is None else dict(part.shed), "final": ends})
-        stored = self._store(iter([state]))
+        stored = self._store_bytes(state)
         self.members.append(Member("run", part.run, len(state), stored, hashlib.sha256(state).hexdigest()))
         self.done.runs += 1
         began = self.read
@@ -177,22 +181,16 @@ class _Packing:
 
     def _store_file(self, path: str, part: BlobPart) -> int | None:
         """Pack a file, hashing what is packed; None where that is not what its name says."""
-        size = 0
-
-        def blocks(hasher: HashAside) -> Iterator[bytes]:
-            nonlocal size
-            with open(path, "rb") as file:
-                while block := file.read(BLOCK):
-                    hasher.update(block)
-                    size += len(block)
-                    if size > part.size:
-                        return
-                    yield block
-
         try:
-            hasher = HashAside(self._hashing)
-            stored = self._store(blocks(hasher))
-            return stored if (hasher.hexdigest(), size) == (part.digest, part.size) else None
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if os.fstat(fd).st_size != part.size:
+                    return None
+                packer = FilePacker(fd, part.size)
+                stored = self._store(packer.jobs(), part.size)
+                return stored if packer.hexdigest() == part.digest else None
+            finally:
+                os.close(fd)
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.EIO}:
                 raise
@@ -200,7 +198,7 @@ class _Packing:
 
     def _segment(self, part: SegmentPart, frames: bytes) -> None:
         content = part.head + frames
-        stored = self._store(content[i : i + BLOCK] for i in range(0, len(content), BLOCK))
+        stored = self._store_bytes(content)
         self.members.append(
             Member(
                 "segment", part.run, len(content), stored, hashlib.sha256(content).hexdigest(), part.writer, part.number, part.start,
@@ -210,19 +208,18 @@ class _Packing:
         self.done.segments += 1
         self.done.record_bytes += len(frames)
 
-    def _store(self, blocks: Iterator[bytes]) -> int:
-        """Pack blocks into the volumes; returns how many bytes they take there."""
-        stored = 0
+    def _store_bytes(self, content: bytes) -> int:
+        return self._store((partial(pack, content[at : at + BLOCK]) for at in range(0, len(content), BLOCK)), len(content))
 
-        def jobs() -> Iterator[Callable[[], tuple[bytes, bytes]]]:
-            for block in blocks:
-                self.read += len(block)
-                yield partial(pack, block)
-
-        found: Iterator[tuple[bytes, bytes]] = in_order(self._pool, jobs())
-        for length, packed in found:
-            self._volumes.write(length)
-            self._volumes.write(packed)
-            stored += len(length) + len(packed)
-            self._progress(self.read)
+    def _store(self, jobs: Iterable[Callable[[], tuple[bytes, bytes]]], size: int) -> int:
+        """Pack the blocks of a content of `size` bytes into the volumes; returns how many bytes they take there."""
+        stored, began = 0, self.read
+        packed_blocks: Generator[tuple[bytes, bytes], None, None] = in_order(self._pool, jobs)
+        with closing(packed_blocks) as found:
+            for length, packed in found:
+                self._volumes.write(length)
+                self._volumes.write(packed)
+                stored += len(length) + len(packed)
+                self.read = min(self.read + BLOCK, began + size)
+                self._progress(self.read)
         return stored

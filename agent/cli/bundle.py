@@ -61,6 +61,7 @@ def create(
     """RUN is an id, a unique beginning of one, or a name; without any, all runs are meant. Runs that are still going on are carried as far
     as they are. Where there is nothing new, nothing is written.
     """
+    from simspool.agent.bundles.blocks import keep_memory
     from simspool.agent.bundles.settings import parse_size
     from simspool.agent.bundles.signing import load_key
     from simspool.agent.bundles.writing import Order
@@ -83,6 +84,7 @@ def create(
         target = add(spool, present)
         output.note(f'agent: added the target {target.name!r} of kind "bundle": what no receipt covers is kept in the spool from now on')
     wanted = settle_spool(settings, spool, body)
+    keep_memory()
     with output.Progress("packing", show=output.human_bytes, quiet=settings.json) as bar:
         written = _write(settings, spool, target, wanted, full, Order(os.path.abspath(place), target.name, volume_size=size, key=key), bar)
     if settings.json:
@@ -180,6 +182,7 @@ def import_(settings: Settings, paths: tuple[str, ...], allow_unsigned: bool) ->
 
     Exit status 8 for a bundle that is altered, cut or incomplete, 4 for one that is not for this spool or not signed by a trusted key.
     """
+    from simspool.agent.bundles.blocks import keep_memory
     from simspool.agent.bundles.log import imported, note_import
     from simspool.agent.bundles.taking import take
     from simspool.spool import SpoolError
@@ -187,6 +190,7 @@ def import_(settings: Settings, paths: tuple[str, ...], allow_unsigned: bool) ->
     chosen = settings.bundles
     spool = settings.open_spool(create=True)
     worst = ExitCode.OK
+    keep_memory()
     with _opened(paths, chosen, allow_unsigned) as (bundles, failed), open_view(spool) as catalog:
         for error in failed:
             output.note(f"agent: {error}")
