@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import atomic, filesystem, ids, links
-from .direct_io import PlainSink, Sink
 from .errors import DamagedBlob, UnreadableFile
 from .layout import RunFolder, Spool
+from .sink import PlainSink, Sink
 
 _CHUNK = 1 << 20
 _NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})

@@ -17,9 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from . import filesystem
+from .sink import PlainSink, Sink
 
 BLOCK = 4 << 20
 """Bytes that are written at once; smaller files go through the page cache."""
@@ -27,41 +28,6 @@ _ALIGN = 4096  # bytes: no disk wants more, and memory is mapped in these
 _BUFFERS = 3  # one is filled, one is written, one waits
 # Where the kernel writes directly without asking anybody else. A network disk's server would have to answer for each block.
 _DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "vfat", "exfat", "overlay"})
-
-
-class Sink(Protocol):
-    """Where the bytes of an open file go, in order. Confined to one thread at a time."""
-
-    def write(self, data: bytes | memoryview, /) -> None:
-        """Append bytes; they may be written later. Raises OSError, also for bytes that were appended before."""
-
-    def flush(self) -> None:
-        """Return when all are written (durable only after an fsync). Raises OSError. Nothing may be written after it."""
-
-    def abandon(self) -> None:
-        """Return when nothing is being written any more; the descriptor may be closed then. Repeating is harmless."""
-
-
-class PlainSink:
-    """Writes through the page cache; the kernel begins early to bring it to the disk. `at`: how many bytes the file has."""
-
-    def __init__(self, fd: int, at: int = 0) -> None:
-        self._fd, self._begun, self._at = fd, at, at
-
-    def write(self, data: bytes | memoryview, /) -> None:
-        """See Sink."""
-        view = memoryview(data)
-        while view:
-            written = os.write(self._fd, view)
-            self._at += written
-            view = view[written:]
-        self._begun = filesystem.write_behind(self._fd, self._begun, self._at)
-
-    def flush(self) -> None:
-        """See Sink."""
-
-    def abandon(self) -> None:
-        """See Sink."""
 
 
 class DirectIO:

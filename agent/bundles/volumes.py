@@ -7,7 +7,8 @@ import stat
 from collections.abc import Sequence
 
 from simspool.spool import atomic, filesystem
-from simspool.spool.direct_io import DirectIO, PlainSink, Sink
+from simspool.spool.direct_io import DirectIO
+from simspool.spool.sink import PlainSink, Sink
 
 from .errors import BadBundle, VolumeMissing
 
