@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
+from simspool.spool.errors import UnreadableFile
+
 from .errors import BadBundle
 
 BLOCK = 1 << 20
@@ -60,13 +62,13 @@ def pack(block: bytes) -> tuple[bytes, bytes]:
 class FilePacker:
     """Packs a file of `size` bytes block by block, and hashes it on the way: `jobs` are for `in_order`, `hexdigest` is right after them.
 
-    A thread of the pool reads a block, hashes it in its turn, and packs it: so it stays in that processor's cache. The jobs raise OSError,
-    EIO also for a file that has become shorter.
+    A thread of the pool reads a block, hashes it in its turn, and packs it: so it stays in that processor's cache. The jobs raise
+    UnreadableFile, also for a file that has become shorter.
     """
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._size = fd, size
-        self._digest = hashlib.sha256()  # and the files' names are its digests: no other one will do
+        self._digest = hashlib.sha256()
         self._hashed, self._failed = 0, False
         self._turn = threading.Condition()
 
@@ -81,9 +83,7 @@ class FilePacker:
     def _pack(self, at: int) -> tuple[bytes, bytes]:
         size = min(BLOCK, self._size - at)
         try:
-            block = os.pread(self._fd, size, at)
-            if len(block) != size:
-                raise OSError(errno.EIO, "the file became shorter while it was read")
+            block = self._read(size, at)
             self._hash(block, at)
         except BaseException:
             with self._turn:  # those behind it would wait for ever
@@ -92,11 +92,20 @@ class FilePacker:
             raise
         return pack(block)
 
+    def _read(self, size: int, at: int) -> bytes:
+        try:
+            block = os.pread(self._fd, size, at)
+        except OSError as error:
+            raise UnreadableFile(error.errno, f"the file cannot be read: {error.strerror}") from None
+        if len(block) != size:
+            raise UnreadableFile(errno.EIO, "the file became shorter while it was read")
+        return block
+
     def _hash(self, block: bytes, at: int) -> None:
         with self._turn:
             self._turn.wait_for(lambda: self._hashed == at or self._failed)
             if self._failed:
-                raise OSError(errno.EIO, "what comes before it could not be read")
+                raise UnreadableFile(errno.EIO, "what comes before it could not be read")
         self._digest.update(block)
         with self._turn:
             self._hashed = at + len(block)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from simspool.agent.carry.outgoing import Outgoing
 from simspool.agent.carry.parts import BlobPart, RunPart, SegmentPart
 from simspool.agent.exit_codes import CommandError, ExitCode
-from simspool.spool import Spool, atomic, ids, records
+from simspool.spool import Spool, UnreadableFile, atomic, ids, records
 from simspool.spool.direct_io import DirectIO
 
 from . import signing
@@ -183,18 +183,20 @@ class _Packing:
         """Pack a file, hashing what is packed; None where that is not what its name says."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if os.fstat(fd).st_size != part.size:
-                    return None
-                packer = FilePacker(fd, part.size)
-                stored = self._store(packer.jobs(), part.size)
-                return stored if packer.hexdigest() == part.digest else None
-            finally:
-                os.close(fd)
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.EIO}:
                 raise
             return None
+        try:
+            if os.fstat(fd).st_size != part.size:
+                return None
+            packer = FilePacker(fd, part.size)
+            stored = self._store(packer.jobs(), part.size)
+            return stored if packer.hexdigest() == part.digest else None
+        except UnreadableFile:  # and no other error: the volumes' disk may have its own
+            return None
+        finally:
+            os.close(fd)
 
     def _segment(self, part: SegmentPart, frames: bytes) -> None:
         content = part.head + frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -13,7 +14,7 @@ from made import create, manifest_of, take, tree
 from recorded import add_file, begin, fill, whole
 
 from simspool.agent.bundles.blocks import BLOCK, FilePacker, in_order, read_blocks, workers
-from simspool.spool import Spool, shed
+from simspool.spool import Spool, UnreadableFile, filesystem, shed
 
 
 def _rows(size: int) -> bytes:
@@ -36,7 +37,7 @@ def test_a_file_that_becomes_shorter_is_an_error_and_none_waits_for_ever(tmp_pat
     (tmp_path / "file").write_bytes(bytes(5 * BLOCK))
     with open(tmp_path / "file", "rb") as file, workers() as pool:
         packer = FilePacker(file.fileno(), 40 * BLOCK)
-        with pytest.raises(OSError, match="shorter"):
+        with pytest.raises(UnreadableFile, match="shorter"):
             list(in_order(pool, packer.jobs()))
 
 
@@ -85,6 +86,46 @@ def test_a_large_file_that_is_damaged_is_left_out_and_those_around_it_arrive(
     arrived = set(tree(far.path).values())
     assert {digests["a"], digests["c"]} <= arrived
     assert digests["b"] not in arrived
+
+
+def _fail_behind(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """Let the disk refuse what is written directly behind 8 MiB of a file."""
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        if at >= 8 << 20:
+            raise OSError(number, os.strerror(number))
+        return real(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr("simspool.spool.direct_io._DISKS", {filesystem.type_of(str(folder))})
+
+
+@pytest.mark.parametrize("sizes", [{"a": 20 << 20}, {"a": 20 << 20, "b": 100, "c": 9 << 20}])
+def test_an_import_that_the_disk_refuses_leaves_nothing_of_the_file_and_the_next_one_brings_it(
+    origin: Spool, far: Spool, agent: Command, tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    digests = _with_files(origin, tmp_path, sizes)
+    made = create(agent, origin)
+    with pytest.MonkeyPatch.context() as patch:
+        _fail_behind(patch, tmp_path, errno.ENOSPC)
+        assert agent("bundle", "import", "--spool", far.path, made["path"]) != 0
+        assert "No space left on device" in agent.err
+    assert not [path for path in Path(far.path).rglob("*") if digests["a"] in path.name or path.name.startswith(".tmp-")]
+    [taken] = take(agent, far, made["path"])
+    assert set(digests.values()) <= set(tree(far.path).values())
+    assert not taken["refused"]
+
+
+def test_an_error_of_the_disk_that_is_written_to_is_not_taken_for_a_damaged_file(
+    origin: Spool, agent: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_files(origin, tmp_path, {"a": 20 << 20})
+    _fail_behind(monkeypatch, tmp_path, errno.EIO)
+    assert agent("bundle", "create", "--spool", origin.path) != 0
+    assert "Input/output error" in agent.err
+    assert "damaged" not in agent.err
+    assert os.listdir() == []
 
 
 def test_a_run_of_which_much_was_shed_is_carried_with_what_it_says_of_that(origin: Spool, far: Spool, agent: Command) -> None:
