@@ -143,14 +143,14 @@ def test_one_place_renames_syncs_and_deletes(root: Path) -> None:
 
 
 def test_nothing_executes_what_it_reads(root: Path) -> None:
-    """No eval, exec, yaml.load, but of a text in the source; pickle only where the user asked for it by name."""
+    """No eval, exec, yaml.load, but of one text in the source; pickle only where the user asked for it by name."""
     wrong = []
     for _, path, tree in modules(root):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                is_source = all(isinstance(argument, ast.Constant) for argument in node.args)
-                if called in {"eval", "exec", "yaml.load", "marshal.loads", "os.system"} and not is_source:
+                is_ours = ast.unparse(node) == "exec('raise KeyboardInterrupt')"
+                if called in {"eval", "exec", "yaml.load", "marshal.loads", "os.system"} and not is_ours:
                     wrong.append(f"{path.relative_to(root)}:{node.lineno} calls {called}")
                 if called.startswith("pickle.") and path.name != "artifacts.py":
                     wrong.append(f"{path.relative_to(root)}:{node.lineno} calls {called}")
