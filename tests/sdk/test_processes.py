@@ -705,10 +705,13 @@ def test_an_unknown_end_is_neither_good_nor_bad(run: Run, found: Any, monkeypatc
     os.mkfifo("fifo")
     heard = Heard()
     run.add_process("p", "bash", "-c", "read line < fifo; exit 3", completion_callback=heard)
+    (process,) = run.executor.running
     process_watch._watch.pause()  # so that this wait is surely the first
-    Path("fifo").write_text("\n")
-    os.waitpid(run.executor.running[0].pid, 0)
-    process_watch._watch.resume()
+    try:
+        Path("fifo").write_text("\n")
+        os.waitpid(process.pid, 0)
+    finally:
+        process_watch._watch.resume()
     run.executor.wait_for_completion()
     assert heard.told[0]["status_code"] is None
     spool = found()
