@@ -147,7 +147,7 @@ class Ladder:
             act.called.wait(max(0.0, act.began + self._recording.graces.callback - time.monotonic()))
 
     def await_end(self) -> None:
-        """Wait, at the interpreter's end, until what was begun is done; at most as long as the graces add up to."""
+        """Wait, before the run is closed, until what was begun is done; at most as long as the graces add up to."""
         act = self._act
         if act is not None and act.thread != threading.get_ident():
             self.await_callback()

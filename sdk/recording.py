@@ -427,7 +427,7 @@ class Recording:
             self.status_at_exit = "terminated"
 
     def await_abort(self) -> None:
-        """Wait, at the interpreter's end, for an abort that has begun: at most as long as its graces."""
+        """Wait for an abort that has begun in another thread: at most as long as its graces."""
         if self.ladder is not None and self.pid == os.getpid() and not self.is_closed:
             self.ladder.await_end()
 

@@ -251,7 +251,8 @@ class Run(Opening, Processes):
         except BaseException as error:
             self._leave_by(error)
             raise
-        self._await_callback()
+        if recording is not None:
+            recording.await_abort()
         kept = True
         if not self._closed:  # meanwhile, by an abort
             self._closed = recording is None

@@ -581,7 +581,15 @@ def test_a_killed_script_leaves_its_process_and_a_truthful_record(background: An
 def test_an_abort_stops_the_processes_and_their_children(mode: str, background: Any, found: Any) -> None:
     script = background(f"""
         import time
-        from simspool.sdk import Run
+        from simspool.sdk import Run, process_tree
+        stop = process_tree.stop
+
+        def slow(*arguments):  # the script sees their end, and closes the run, before the abort is done
+            found = stop(*arguments)
+            time.sleep(0.5)
+            return found
+
+        process_tree.stop = slow
         run = Run(mode="offline", abort_callback=lambda run: run.log_event("callback"))
         run.init("x")
         run.config(abort_on_alert="{mode}")
