@@ -23,8 +23,8 @@ from .errors import BadBundle
 
 BLOCK = 1 << 20
 HEADER = 4
-# Level 1 makes rows of numbers as small as level 3 does, at twice its speed. A hash table that stays in the nearest cache and no matches of
-# 5 bytes make it another eighth faster, and those smaller; source code becomes 3 % larger.
+# Level 1 makes rows of numbers as small as level 3 does, at twice its speed. A hash table that stays in the nearest cache and no matches
+# below 7 bytes make it another fifth faster, and those no larger; source code becomes 5 % larger.
 _LEVEL, _HASH_LOG, _MIN_MATCH = 1, 12, 7
 _RAW = 1 << 31
 _LENGTH = struct.Struct(">I")
@@ -69,7 +69,7 @@ class FilePacker:
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._size = fd, size
         self._digest = hashlib.sha256()
-        self._hashed, self._failed = 0, False
+        self._hashed, self._failed = 0, size  # up to where; from where on nothing can be
         self._turn = threading.Condition()
 
     def jobs(self) -> Iterator[Callable[[], tuple[bytes, bytes]]]:
@@ -87,7 +87,7 @@ class FilePacker:
             self._hash(block, at)
         except BaseException:
             with self._turn:  # those behind it would wait for ever
-                self._failed = True
+                self._failed = min(self._failed, at)
                 self._turn.notify_all()
             raise
         return pack(block)
@@ -103,8 +103,8 @@ class FilePacker:
 
     def _hash(self, block: bytes, at: int) -> None:
         with self._turn:
-            self._turn.wait_for(lambda: self._hashed == at or self._failed)
-            if self._failed:
+            self._turn.wait_for(lambda: self._hashed == at or self._failed < at)
+            if self._failed < at:
                 raise UnreadableFile(errno.EIO, "what comes before it could not be read")
         self._digest.update(block)
         with self._turn:
