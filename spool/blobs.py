@@ -16,7 +16,7 @@ from typing import Protocol
 from . import atomic, filesystem, ids, links
 from .errors import DamagedBlob, UnreadableFile
 from .layout import RunFolder, Spool
-from .sink import PlainSink, Sink
+from .sink import PlainSink, Sink, write_all
 
 _CHUNK = 1 << 20
 _NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -89,7 +89,7 @@ def put_bytes(spool: Spool, run: RunFolder, data: bytes) -> Blob:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
         try:
-            _write_all(fd, data)
+            write_all(fd, data)
         finally:
             os.close(fd)
         os.rename(temporary, os.path.join(run.blobs, digest))
@@ -227,12 +227,6 @@ def _put(spool: Spool, run: RunFolder, source: int, path: str) -> Blob:
     return Blob(digest, size, new)
 
 
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 def _copy_and_hash(source: int, target: int, path: str) -> tuple[str, int]:
     """Copy what the file held when it was opened; what is appended meanwhile is not waited for."""
     digest, size = hashlib.sha256(), 0
@@ -247,7 +241,7 @@ def _copy_and_hash(source: int, target: int, path: str) -> tuple[str, int]:
         if not n:
             break
         digest.update(view[:n])
-        _write_all(target, view[:n])
+        write_all(target, view[:n])
         size += n
     return digest.hexdigest(), size
 

@@ -6,7 +6,6 @@ have in memory. Where a disk cannot do without (network disks, tmpfs, ...), they
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -132,11 +131,10 @@ class _DirectSink:
 
     def _put(self, buffer: mmap.mmap, size: int, at: int) -> None:
         try:
-            done = 0
+            done, whole = 0, size - size % _ALIGN
             with memoryview(buffer) as view:
                 while done < size:
-                    end = size - (size - done) % _ALIGN or size
-                    with view[done : end if end > done else size] as part:
+                    with view[done : whole if done < whole else size] as part:
                         done += self._put_some(part, at + done)
         finally:
             self._io.give_back(buffer)
@@ -154,7 +152,9 @@ class _DirectSink:
     def _set_direct(self, on: bool) -> bool:
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
         wanted = flags | os.O_DIRECT if on else flags & ~os.O_DIRECT
-        if wanted != flags:
-            with contextlib.suppress(OSError):
+        try:
+            if wanted != flags:
                 fcntl.fcntl(self._fd, fcntl.F_SETFL, wanted)
-        return bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_DIRECT) == on
+        except OSError:
+            return False
+        return True

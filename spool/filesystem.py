@@ -49,29 +49,18 @@ def reflink(source_fd: int, target_fd: int) -> bool:
     return True
 
 
-_BEHIND = 8 << 20  # bytes that are written to the disk, or forgotten, together
+_BEHIND = 8 << 20  # bytes that are let go together
 
 
-def write_behind(fd: int, begun: int, written: int) -> int:
-    """Have the kernel begin to write a file's new bytes to the disk, without waiting: the fsync at its end then finds little to do.
+def let_go(fd: int, begun: int, at: int) -> int:
+    """Have the kernel need no memory for a large file that is written, or read once, in order: `at` is up to where it was.
 
-    `begun`: up to where that was done before, 0 at first; returns up to where it is now. `written`: how many bytes the file has. A hint: it
+    What was written begins its way to the disk, without waiting: an fsync then finds little to do. What is on the disk leaves memory, which
+    the bytes that follow are given. `begun`: up to where that was done before, 0 at first; returns up to where it is now. A hint: it
     promises nothing, and whatever the disk says of it comes with the fsync.
-    """
-    if written - begun < _BEHIND:
-        return begun
-    with contextlib.suppress(OSError):
-        os.posix_fadvise(fd, begun, written - begun, os.POSIX_FADV_DONTNEED)  # begins the writing; what is not written yet stays
-    return written
-
-
-def forget_behind(fd: int, begun: int, at: int) -> int:
-    """Have the kernel use the memory again that a large file's bytes took while it was read, in order and once: it reads faster so.
-
-    `begun`: up to where that was done before, 0 at first; returns up to where it is now. `at`: up to where the file was read.
     """
     if at - begun < _BEHIND:
         return begun
     with contextlib.suppress(OSError):
-        os.posix_fadvise(fd, begun, at - begun, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, begun, at - begun, os.POSIX_FADV_DONTNEED)  # what is not written yet stays
     return at

@@ -29,15 +29,19 @@ class PlainSink:
 
     def write(self, data: bytes | memoryview, /) -> None:
         """See Sink."""
-        view = memoryview(data)
-        while view:
-            written = os.write(self._fd, view)
-            self._at += written
-            view = view[written:]
-        self._begun = filesystem.write_behind(self._fd, self._begun, self._at)
+        write_all(self._fd, data)
+        self._at += len(data)
+        self._begun = filesystem.let_go(self._fd, self._begun, self._at)
 
     def flush(self) -> None:
         """See Sink."""
 
     def abandon(self) -> None:
         """See Sink."""
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of the bytes. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

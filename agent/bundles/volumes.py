@@ -144,9 +144,9 @@ class VolumeReader:
         while length:
             index = self._index(start)
             wanted = min(length, self._starts[index + 1] - start)
-            at = start - self._starts[index]
-            data = os.pread(self._opened(index), wanted, at)
-            self._begun = filesystem.forget_behind(self._opened(index), self._begun, at + len(data))
+            fd, at = self._opened(index), start - self._starts[index]
+            data = os.pread(fd, wanted, at)
+            self._begun = filesystem.let_go(fd, self._begun, at + len(data))
             if not data:
                 raise BadBundle(f"{os.path.join(self._folder, volume_name(index))} became shorter while it was read: import it again")
             parts.append(data)
